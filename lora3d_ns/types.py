@@ -69,7 +69,7 @@ class Views:
         for name, image, mask in zip(self.names, self.images, self.masks, strict=True):
             _require(
                 mask is None or mask.shape == image.shape[1:],
-                f"the mask of {name} is {None if mask is None else tuple(mask.shape)}, its image {tuple(image.shape[1:])}",
+                f"the mask of {name} does not have its image's shape {tuple(image.shape[1:])}",
             )
 
     def __len__(self) -> int:

@@ -1,0 +1,1 @@
+"""Two-view networks behind one small protocol."""

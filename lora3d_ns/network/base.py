@@ -40,12 +40,18 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PairOutput:
-    """Point maps and log-confidences of a batch of ordered pairs; see `lora3d_ns.types.PairPrediction`."""
+    """Point maps and log-confidences of a batch of ordered pairs; see `lora3d_ns.types.PairPrediction`.
+
+    Attributes:
+        descriptors_first, descriptors_second: Matching descriptors per patch, of networks that have them.
+    """
 
     points_first: Float[Tensor, "batch height_first width_first 3"]
     points_second: Float[Tensor, "batch height_second width_second 3"]
     confidence_first: Float[Tensor, "batch height_first width_first"]
     confidence_second: Float[Tensor, "batch height_second width_second"]
+    descriptors_first: Float[Tensor, "batch _ _"] | None = None
+    descriptors_second: Float[Tensor, "batch _ _"] | None = None
 
 
 @runtime_checkable

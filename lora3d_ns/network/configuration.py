@@ -39,9 +39,9 @@ class Dust3rConfig:
     descriptor_width: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "encoder_width", "encoder_heads", "decoder_width", "decoder_heads"):
+        for name in ("patch_size", "encoder_width", "encoder_heads", "decoder_width", "decoder_heads", "decoder_depth"):
             self._check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("encoder_depth", "decoder_depth", "descriptor_width"):
+        for name in ("encoder_depth", "descriptor_width"):
             self._check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         for part in ("encoder", "decoder"):
             width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")

@@ -37,6 +37,20 @@ class Encoding:
             extras=tuple(extra[rows] for extra in self.extras),
         )
 
+    def to(self, device: torch.device) -> "Encoding":
+        """The same encodings on another device."""
+        return Encoding(
+            tokens=self.tokens.to(device),
+            height=self.height,
+            width=self.width,
+            extras=tuple(extra.to(device) for extra in self.extras),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all tensors."""
+        return sum(tensor.nbytes for tensor in (self.tokens, *self.extras))
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PairOutput:

@@ -62,7 +62,7 @@ class _ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(F.relu_(self.conv1(F.relu(x))))
 
 
 class _FusionBlock(nn.Module):
@@ -115,7 +115,8 @@ class _Dpt(nn.Module):
 
     def project(self, scale: int, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """Tokens as the feature map of one scale (1 finest to 4 coarsest)."""
-        image = tokens.mT.unflatten(-1, (rows, columns))
+        # Tokens lie in memory as the pixels of a channels-last image, the layout in which all that follows is fastest.
+        image = tokens.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         return self.scratch.get_submodule(f"layer{scale}_rn")(self.act_postprocess[scale - 1](image))
 
     def fusion(self, scale: int) -> _FusionBlock:
@@ -169,7 +170,7 @@ class DptHead(nn.Module):
         path = head["0"](path)
         if self.output_factor != 1:
             path = _upsample(path, self.output_factor)
-        path = F.relu(head["2"](path))
+        path = F.relu_(head["2"](path))
         # The regression itself stays in float32: eight bits of mantissa would be half a percent of depth.
         with torch.autocast(path.device.type, enabled=False):
             return head["4"](path.float())

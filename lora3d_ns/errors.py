@@ -68,6 +68,10 @@ class PhotoTooLargeError(PhotoError):
     """The header announces more pixels than the limit (a decompression bomb, or a very large scan)."""
 
 
+class PhotoShapeError(PhotoError):
+    """A photo so elongated that its short side is less than one patch at network resolution."""
+
+
 class DuplicatePhotoError(PhotoError):
     """Two files hold the same photo, or one file is named twice."""
 
@@ -133,6 +137,10 @@ class CheckpointArchitectureError(CheckpointError):
 
 class CheckpointKeysError(CheckpointError):
     """Tensors are missing, superfluous or of the wrong shape for the configuration."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """The weights cannot be written where they were meant to go."""
 
 
 class MissingPackageError(Lora3dError, ImportError):

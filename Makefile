@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up everything themselves: a virtual environment in .venv with locked versions.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint format bench lock clean
+
+demo: $(READY)
+	$(BIN)/lora3d demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m "not gpu and not weights"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/lora3d benchmark inference
+
+lock: $(READY)
+	$(UV) pip compile -q --universal --python-version 3.10 --no-annotate --no-header --no-emit-index-url \
+		--group dev --upgrade pyproject.toml -o requirements/locked.txt
+
+clean:
+	rm -rf .venv outputs
+
+# The lock is installed first, then the peer without what it would drag in, then this package as it stands.
+$(READY): pyproject.toml requirements/locked.txt requirements/peer.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(UV) || $(BIN)/python -m pip install --quiet uv==0.13.9
+	$(UV) pip install --python $(BIN)/python -r requirements/locked.txt
+	$(UV) pip install --python $(BIN)/python --no-deps -r requirements/peer.txt
+	$(UV) pip install --python $(BIN)/python --no-deps --editable .
+	touch $@

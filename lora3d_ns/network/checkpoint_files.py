@@ -1,0 +1,368 @@
+"""Reading and writing checkpoint files without trusting them.
+
+Two formats: safetensors, and the zip of `torch.save` (`.pth`), whose pickle is scanned for what it asks for before
+torch's restricted unpickler reads it. No code of a file is ever run.
+"""
+
+import argparse
+import contextlib
+import errno
+import io
+import os
+import pickletools
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora3d_ns.errors import (
+    CheckpointArchitectureError,
+    CheckpointNotFoundError,
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    DiskSpaceError,
+    UnsafeCheckpointError,
+)
+
+_MIB = 2**20
+# A directory of tensors needs no more; the official checkpoint's has about 0.2 MiB.
+_LARGEST_PICKLE = 8 * _MIB
+# Left free on the disk after a write.
+DISK_MARGIN = 64 * _MIB
+
+_SAVED_AGAIN = "Load it where it was made and save it again with `torch.save`"
+_DOWNLOAD_AGAIN = "Delete the file and download or copy it again"
+
+# Globals that the pickle of a plain checkpoint asks for: tensors, and the arguments of the training script. Torch's
+# own list of harmless globals is longer (sparse and quantized tensors, say), and no DUSt3R checkpoint needs it.
+_STORAGES = ("Float", "Half", "BFloat16", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
+_ALLOWED_GLOBALS = frozenset(
+    {
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor_v2",
+        "torch.Size",
+        *(f"torch.{name}Storage" for name in _STORAGES),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CheckpointContents:
+    """What a file holds, unchecked against any network.
+
+    Attributes:
+        tensors: Names and tensors, on the CPU; they may be mapped from the file.
+        own_config: JSON of our configuration in the file itself, if it has one.
+        model_string: Constructor call of the official class in the file itself, if it has one.
+    """
+
+    tensors: Mapping[str, Tensor]
+    own_config: str | None = None
+    model_string: str | None = None
+
+
+def read_text(path: Path) -> str:
+    """The text of a small file.
+
+    Raises:
+        CheckpointNotFoundError: It cannot be opened.
+        CorruptCheckpointError: It is no text.
+    """
+    with _opening(path):
+        raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptCheckpointError("the file is no text", way_out=_DOWNLOAD_AGAIN, path=path) from error
+
+
+# --- safetensors --------------------------------------------------------------------------------
+
+CONFIG_ENTRY = "lora3d_config"
+"""Name of the metadata entry that holds the configuration."""
+
+
+def read_safetensors(path: Path) -> CheckpointContents:
+    """The contents of a safetensors file.
+
+    Raises:
+        CheckpointNotFoundError: The file cannot be opened.
+        CorruptCheckpointError: It is damaged.
+    """
+    from safetensors import safe_open
+
+    with _opening(path), path.open("rb"):
+        pass
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    # The reader raises its own error, and for types that torch lacks whatever torch raises.
+    except Exception as error:
+        raise CorruptCheckpointError(
+            f"the file is damaged or no safetensors file ({_cause(error)})", way_out=_DOWNLOAD_AGAIN, path=path
+        ) from error
+    return CheckpointContents(tensors=tensors, own_config=metadata.get(CONFIG_ENTRY))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file all at once: either the whole file is there afterwards, or what was there before.
+
+    Raises:
+        DiskSpaceError: Not enough free space.
+        CheckpointWriteError: The folder cannot be written to.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    # In the same folder, so that the last step is a rename within one file system.
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_disk_space(path.parent, needed)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        # safetensors makes files that only their owner can read; a checkpoint is as readable as any new file.
+        temporary.chmod(mode)
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+        _flush_to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise _disk_space_error(path.parent, needed) from error
+        raise CheckpointWriteError(
+            f"the weights cannot be written ({_cause(error)})",
+            way_out="Choose a folder that you may write to",
+            path=path,
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Windows can open no folder; there the rename alone has to do.
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or one that led to it, is a full disk or an exhausted quota."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # safetensors writes in Rust and leaves the number in the text only.
+        if any(f"os error {number})" in str(cause) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def require_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Checks that a folder, existing or not, has room for so many bytes.
+
+    Raises:
+        DiskSpaceError: It has not.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if shutil.disk_usage(existing).free < needed_bytes + DISK_MARGIN:
+        raise _disk_space_error(folder, needed_bytes)
+
+
+def _disk_space_error(folder: Path, needed_bytes: int) -> DiskSpaceError:
+    return DiskSpaceError(
+        f"the weights need {max(1, round(needed_bytes / 1e6))} MB and the disk has no room for them",
+        way_out="Free some space, or choose another folder (for downloads: set HF_HOME or pass `cache_folder`)",
+        path=folder,
+    )
+
+
+# --- the zip of torch.save ----------------------------------------------------------------------
+
+
+def read_pth(path: Path) -> CheckpointContents:
+    """The contents of an official `.pth`: a dict with `model` (tensors) and `args.model` (the constructor call).
+
+    Raises:
+        CheckpointNotFoundError: The file cannot be opened.
+        CorruptCheckpointError: It is damaged, or no zip of `torch.save`.
+        UnsafeCheckpointError: Its pickle asks for something other than tensors and plain values.
+        CheckpointArchitectureError: It holds something other than an official checkpoint.
+    """
+    with _opening(path), path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        start = b"" if is_zip else file.read(_LARGEST_PICKLE)
+    if not is_zip:
+        # Either a bare pickle or torch's format before 1.6: not read at all, but a hostile one is called by its name.
+        _refuse_unsafe_pickle(start, path)
+        raise CorruptCheckpointError(
+            "the file is damaged, or in torch's format from before version 1.6", way_out=_SAVED_AGAIN, path=path
+        )
+    _refuse_unsafe_pickle(_checked_pickle_of_zip(path), path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # Torch raises whatever its unpickler stumbles over, from KeyError to RuntimeError.
+    except Exception as error:
+        raise CorruptCheckpointError(
+            f"the file is damaged ({_cause(error)})", way_out=_DOWNLOAD_AGAIN, path=path
+        ) from error
+    return _official_contents(checkpoint, path)
+
+
+def _official_contents(checkpoint: object, path: Path) -> CheckpointContents:
+    # `dict.get` and `dict.items`, unbound: the file may have given its mappings attributes of the same names.
+    weights = dict.get(checkpoint, "model") if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict) or not isinstance(weights, dict):
+        raise CheckpointArchitectureError(
+            "the file has no entry `model` with the weights",
+            way_out="Use an official DUSt3R `.pth`, or save the network with `save_network`",
+            path=path,
+        )
+    tensors = dict(dict.items(weights))
+    if not all(
+        isinstance(name, str) and type(tensor) in (Tensor, torch.nn.Parameter) for name, tensor in tensors.items()
+    ):
+        raise CorruptCheckpointError("the weights are no plain tensors", way_out=_DOWNLOAD_AGAIN, path=path)
+    args = dict.get(checkpoint, "args")
+    model_string = vars(args).get("model") if isinstance(args, argparse.Namespace) else None
+    if not isinstance(model_string, str):
+        raise CheckpointArchitectureError(
+            "the file does not say what network it is of (no `args.model`)",
+            way_out="Use an official DUSt3R `.pth`, or save the network with `save_network`",
+            path=path,
+        )
+    return CheckpointContents(
+        tensors={name: tensor.detach() for name, tensor in tensors.items()}, model_string=model_string
+    )
+
+
+def _checked_pickle_of_zip(path: Path) -> bytes:
+    """The pickle in the zip, after a check of the whole archive.
+
+    Torch's reader is C++ and maps the tensors straight from the file, so nothing but a sound archive of plainly stored
+    records may get there: no compression, no duplicate names, checksums right.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            names = [record.filename for record in records]
+            pickles = [record for record in records if record.filename.count("/") == 1 and _ends_in_pickle(record)]
+            sound = (
+                len(pickles) == 1
+                and pickles[0].file_size <= _LARGEST_PICKLE
+                and len(set(names)) == len(names)
+                and all(_is_plainly_stored(record) for record in records)
+                and archive.testzip() is None
+            )
+            if sound:
+                return archive.read(pickles[0])
+    # zipfile raises half a dozen kinds of errors on damaged archives.
+    except Exception as error:
+        raise CorruptCheckpointError(
+            f"the file is damaged ({_cause(error)})", way_out=_DOWNLOAD_AGAIN, path=path
+        ) from error
+    raise CorruptCheckpointError("the file is damaged, or no checkpoint", way_out=_DOWNLOAD_AGAIN, path=path)
+
+
+def _ends_in_pickle(record: zipfile.ZipInfo) -> bool:
+    return record.filename.endswith("/data.pkl")
+
+
+def _is_plainly_stored(record: zipfile.ZipInfo) -> bool:
+    encrypted = bool(record.flag_bits & 0x1)
+    return record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size and not encrypted
+
+
+def _refuse_unsafe_pickle(data: bytes, path: Path) -> None:
+    """Raises if one of the pickles at the start of `data` asks for a global that no checkpoint needs."""
+    for name in _globals_asked_for(data):
+        if name not in _ALLOWED_GLOBALS:
+            raise UnsafeCheckpointError(
+                f"the pickle in the file asks for {name[:120]!a}, which loading tensors does not need; "
+                "nothing of it was executed",
+                way_out="Do not use this file; get the checkpoint as safetensors, or from its official source",
+                path=path,
+            )
+
+
+def _globals_asked_for(data: bytes) -> Iterator[str]:
+    """Names of all globals in the pickles that follow each other in `data`, up to the first damaged byte.
+
+    The names of protocol 4 are taken from the stack; following the strings last pushed finds them in every pickle that
+    a pickler wrote, and gives some other, equally refused name for one made by hand.
+    """
+    stream = io.BytesIO(data)
+    strings: list[str] = []
+    memo: dict[int, str] = {}
+    while stream.tell() < len(data):
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                match opcode.name:
+                    case "GLOBAL" | "INST":
+                        yield str(argument).replace(" ", ".", 1)
+                    case "STACK_GLOBAL":
+                        yield ".".join(strings[-2:])
+                    case "EXT1" | "EXT2" | "EXT4":
+                        yield f"extension {argument}"
+                    case "MEMOIZE":
+                        memo[len(memo)] = strings[-1] if strings else ""
+                    case "PUT" | "BINPUT" | "LONG_BINPUT" if isinstance(argument, int):
+                        memo[argument] = strings[-1] if strings else ""
+                    case "GET" | "BINGET" | "LONG_BINGET" if isinstance(argument, int):
+                        strings.append(memo.get(argument, ""))
+                    case _ if isinstance(argument, str):
+                        strings.append(argument)
+                    case _:
+                        pass
+        # Damaged from here on; who reads it next says so. pickletools raises ValueError and what decoding raises.
+        except (ValueError, OverflowError, MemoryError, EOFError, IndexError):
+            return
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turns what opening a file raises into a named error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError("there is no such file", way_out="Check the path", path=path) from error
+    except OSError as error:
+        raise CheckpointNotFoundError(
+            f"the file cannot be read ({error.strerror})", way_out="Check the path and the permissions", path=path
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of an error's text, short; or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return ascii(lines[0][:160])[1:-1] if lines else type(error).__name__
+
+
+def require_finite(name: str, tensor: Tensor, *, way_out: str, path: Path | None) -> None:
+    """Checks that weights are numbers.
+
+    Raises:
+        CorruptCheckpointError: NaN or infinity, also from conversion to a narrower type.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise CorruptCheckpointError(
+            f"{name} holds NaN or infinite values as {str(tensor.dtype).removeprefix('torch.')}",
+            way_out=way_out,
+            path=path,
+        )

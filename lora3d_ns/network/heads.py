@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
         self.proj = nn.Linear(config.decoder_width, CHANNELS_OUT * config.patch_size**2)
 
     def forward(
-        self, tokens: Float[Tensor, "batch patches width"], rows: int, columns: int
+        self, tokens: Float[Tensor, "batch patches channels"], rows: int, columns: int
     ) -> Float[Tensor, "batch 4 height width"]:
         """Raw vectors and confidence logits for each pixel."""
         values = self.proj(tokens).float()
@@ -138,7 +138,7 @@ class DptHead(nn.Module):
         self.decoder_layers = (depth // 2, depth * 3 // 4, depth)
 
     def finest_scale(
-        self, encoder_tokens: Float[Tensor, "batch patches width"], rows: int, columns: int
+        self, encoder_tokens: Float[Tensor, "batch patches channels"], rows: int, columns: int
     ) -> Float[Tensor, "batch features rows_4 columns_4"]:
         """Scale 1, ready to be added: depends on the image alone."""
         return self.dpt.fusion(1).resConfUnit1(self.dpt.project(1, encoder_tokens, rows, columns))
@@ -146,7 +146,7 @@ class DptHead(nn.Module):
     def forward(
         self,
         finest: Float[Tensor, "batch features rows_4 columns_4"],
-        decoder_tokens: Sequence[Float[Tensor, "batch patches width"]],
+        decoder_tokens: Sequence[Float[Tensor, "batch patches channels"]],
         rows: int,
         columns: int,
     ) -> Float[Tensor, "batch 4 height width"]:

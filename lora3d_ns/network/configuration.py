@@ -21,6 +21,7 @@ class Dust3rConfig:
         dpt_channels: Channels of the four scales of the DPT head.
         dpt_features: Channels of its fusion blocks.
         descriptor_width: Width of the optional matching descriptor per token (0: no such head).
+        image_size: Long side in pixels of the photos it was trained on: the size to load photos at.
     """
 
     patch_size: int = 16
@@ -37,9 +38,18 @@ class Dust3rConfig:
     dpt_channels: tuple[int, int, int, int] = (96, 192, 384, 768)
     dpt_features: int = 256
     descriptor_width: int = 0
+    image_size: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "encoder_width", "encoder_heads", "decoder_width", "decoder_heads", "decoder_depth"):
+        for name in (
+            "patch_size",
+            "encoder_width",
+            "encoder_heads",
+            "decoder_width",
+            "decoder_heads",
+            "decoder_depth",
+            "image_size",
+        ):
             self._check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("encoder_depth", "descriptor_width"):
             self._check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")

@@ -147,7 +147,7 @@ def config_from_official_arguments(arguments: Mapping[str, object], *, path: Pat
 
     def require(name: str, supported: bool) -> None:
         if not supported:
-            raise _unsupported(f"{name}={str(given[name])[:80]!a} is not supported", path)
+            raise _unsupported(f"{name}={_shown(given[name])} is not supported", path)
 
     require("output_mode", given["output_mode"] == "pts3d")
     require("head_type", given["head_type"] in get_args(Dust3rConfig.__annotations__["head"]))
@@ -240,6 +240,15 @@ def config_from_json(text: str, *, path: Path | str | None = None) -> Dust3rConf
     return _checked_config(defaults | values, names={}, path=path)
 
 
+def _shown(value: object) -> str:
+    """A value from a file, fit for one line of an error."""
+    try:
+        return ascii(value)[:80]
+    # Python writes out no integers of thousands of digits.
+    except ValueError:
+        return f"a {type(value).__name__}"
+
+
 def _same_values(value: object, wanted: tuple[object, ...]) -> bool:
     return isinstance(value, tuple | list) and tuple(value) == wanted
 
@@ -248,7 +257,7 @@ def _checked_config(fields: Mapping[str, object], *, names: Mapping[str, str], p
     """A configuration of checked types and sane sizes; `names` are the file's names of our fields."""
 
     def refuse(name: str, value: object) -> CheckpointArchitectureError:
-        return _unsupported(f"{names.get(name, name)}={str(value)[:80]!a} is not supported", path)
+        return _unsupported(f"{names.get(name, name)}={_shown(value)} is not supported", path)
 
     checked = dict(fields)
     for name, (smallest, largest) in _BOUNDS.items():

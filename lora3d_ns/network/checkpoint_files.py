@@ -129,12 +129,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         path.parent.mkdir(parents=True, exist_ok=True)
         require_disk_space(path.parent, needed)
         temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        # safetensors makes files that only their owner can read; a checkpoint is as readable as any new file.
-        temporary.chmod(mode)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
+        try:
+            mode = temporary.stat().st_mode
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+            # safetensors makes files that only their owner can read; a checkpoint is as readable as any new file.
+            temporary.chmod(mode)
+            _flush_to_disk(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _flush_to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
@@ -144,8 +147,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             way_out="Choose a folder that you may write to",
             path=path,
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

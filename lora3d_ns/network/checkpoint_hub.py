@@ -78,8 +78,8 @@ def show_licence_once(repository: str) -> None:
 def download_official(repository: str, cache_folder: Path | None = None) -> tuple[Path, Path]:
     """Configuration and weights of an official network, fetched unless they are in the cache.
 
-    Progress bar, resuming and the cache are those of `huggingface_hub`, and so are its settings (HF_HOME, HF_ENDPOINT,
-    HF_HUB_OFFLINE). What is in the cache is used without asking the hub.
+    Progress bar, resuming after a dropped connection, and the cache are those of `huggingface_hub`, and so are its
+    settings (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE). What is in the cache is used without asking the hub.
 
     Args:
         repository: Name at the hub.
@@ -127,8 +127,7 @@ def _download_error(error: Exception, repository: str, file: str, folder: Path) 
     if is_disk_full(error):
         return DiskSpaceError(
             f"the disk became full while {file} of {repository} was downloaded",
-            way_out="Free some space, or choose another folder (set HF_HOME or pass `cache_folder`); "
-            "the download will resume",
+            way_out="Free some space, or choose another folder (set HF_HOME or pass `cache_folder`)",
             path=folder,
         )
     if isinstance(error, errors.GatedRepoError | errors.DisabledRepoError) or _status(error) == 403:
@@ -145,8 +144,8 @@ def _download_error(error: Exception, repository: str, file: str, folder: Path) 
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return CheckpointDownloadError(
         f"{file} of {repository} cannot be downloaded ({first_line})",
-        way_out="Check the connection (proxy, firewall, HF_ENDPOINT, HF_HUB_OFFLINE) and try again: the download "
-        f"resumes, into {folder}, which HF_HOME or `cache_folder` moves. {by_hand}",
+        way_out="Check the connection (proxy, firewall, HF_ENDPOINT, HF_HUB_OFFLINE) and try again; the files go to "
+        f"{folder}, which HF_HOME or `cache_folder` moves. {by_hand}",
     )
 
 

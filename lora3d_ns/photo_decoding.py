@@ -107,12 +107,12 @@ def _decode_stored(file: IO[bytes], header: PhotoHeader) -> tuple[Image.Image, i
     # Above this global limit Pillow warns or refuses, for TIFF even when its class is called directly.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        return _decode_tiff_with_opencv(header), header.orientation
+        return _decode_tiff_with_opencv(header), 1
     try:
         image = TiffImagePlugin.TiffImageFile(file)
     except SyntaxError:
         # Valid TIFFs with kinds of pixels that Pillow does not know, 16-bit colour in particular.
-        return _decode_tiff_with_opencv(header), header.orientation
+        return _decode_tiff_with_opencv(header), 1
     image.load()
     # Recent Pillow turns TIFFs upright while loading and drops the tag; older leaves both to us.
     turned_already = header.orientation != 1 and TAG_ORIENTATION not in image.getexif()
@@ -120,6 +120,7 @@ def _decode_stored(file: IO[bytes], header: PhotoHeader) -> tuple[Image.Image, i
 
 
 def _decode_tiff_with_opencv(header: PhotoHeader) -> Image.Image:
+    """Pixels of a TIFF, upright: OpenCV obeys the orientation of a TIFF even when asked to leave it."""
     try:
         import cv2
     except ImportError as error:

@@ -303,6 +303,9 @@ def _png_chunk(file: IO[bytes], wanted: bytes) -> bytes | None:
 def _pillow_exif(image: Image.Image) -> ExifTags:
     # The base class's method, because PngImageFile.getexif decodes the whole photo.
     exif = Image.Image.getexif(image)
+    if "exif" in image.info and not dict(exif):
+        # The JPEG decoder has tried to read it already, and swallowed the error.
+        raise SyntaxError("there is EXIF, and no tag in it")
     return ExifTags(main=dict(exif), details=exif.get_ifd(TAG_EXIF_IFD))
 
 

@@ -1,5 +1,6 @@
 """The wrapped official network says exactly what the official network says."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,13 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def hide(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
-    monkeypatch.setattr("lora3d_ns.network.official.importlib.import_module", hide)
+    monkeypatch.setattr(importlib, "import_module", hide)
     with pytest.raises(MissingPackageError, match="mini-dust3r"):
         load_official(path)
 
     def lack(_: str) -> Any:
         raise ModuleNotFoundError("No module named 'einops'", name="einops")
 
-    monkeypatch.setattr("lora3d_ns.network.official.importlib.import_module", lack)
+    monkeypatch.setattr(importlib, "import_module", lack)
     with pytest.raises(MissingPackageError, match="einops"):
         load_official(path)

@@ -298,7 +298,7 @@ def _path_poses(scenes: RoomScenes, random: SceneRandom, moments: FloatArray, pu
     # The last tries ignore the path: anywhere in the free southern part.
     free = np.stack([0.22 * width * jitter[..., 1], depth * (-0.28 + 0.08 * jitter[..., 2]), position[..., 2]], axis=-1)
     position = np.where((number >= _TRY_COUNT // 2)[..., None], free, position)
-    aim = np.stack(np.broadcast_arrays(target_x, target_y, 0.45 + 0.4 * draws[:, 9]), axis=-1)
+    aim = np.stack(np.broadcast_arrays(target_x, target_y, 0.6 + 0.45 * draws[:, 9]), axis=-1)
     aim = aim + domain.aim_jitter_m * jitter[..., 4:7] * np.array([1.0, 1.0, 0.6])
     heading = _turned(aim - position, pan * phase)
     return _look_along(position, heading, np.radians(domain.roll_deg) * jitter[..., 7])

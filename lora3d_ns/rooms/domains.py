@@ -75,9 +75,9 @@ class RoomDomain:
     soft_materials: tuple[MaterialFamily, ...] = ("fabric", "fabric", "paint", "dots")
     vivid_materials: tuple[MaterialFamily, ...] = ("checker", "fabric", "poster", "paint", "carpet")
     texture_contrast: float = 1.0
-    slot_fill: float = 0.88
+    slot_fill: float = 0.93
     centre_item_count: tuple[int, int] = (1, 3)
-    poster_count: tuple[int, int] = (3, 6)
+    poster_count: tuple[int, int] = (4, 6)
     lamp_count: tuple[int, int] = (1, 3)
     exposure: Range = (0.85, 1.2)
     ambient_share: Range = (0.3, 0.5)
@@ -106,19 +106,19 @@ class RoomDomain:
             self._check(getattr(self, name)[0] >= 3.5, f"{name} {getattr(self, name)} leaves no room for cameras")
         self._check(self.room_height_m[0] >= 2.2, f"room_height_m {self.room_height_m} must be at least 2.2")
         self._check(
-            0.5 <= self.camera_height_m[0] and self.camera_height_m[1] <= self.room_height_m[0] - 0.5,
+            self.camera_height_m[0] >= 0.5 and self.camera_height_m[1] <= self.room_height_m[0] - 0.5,
             f"camera_height_m {self.camera_height_m} must lie between 0.5 m and 0.5 m below the lowest ceiling",
         )
         self._check(
-            5 <= self.fov_deg[0] and self.fov_deg[1] <= 120, f"fov_deg {self.fov_deg} must lie within 5 and 120"
+            self.fov_deg[0] >= 5 and self.fov_deg[1] <= 120, f"fov_deg {self.fov_deg} must lie within 5 and 120"
         )
-        self._check(0 < self.exposure[0], f"exposure {self.exposure} must be positive")
+        self._check(self.exposure[0] > 0, f"exposure {self.exposure} must be positive")
         self._check(
-            0 <= self.ambient_share[0] and self.ambient_share[1] <= 1,
+            self.ambient_share[0] >= 0 and self.ambient_share[1] <= 1,
             f"ambient_share {self.ambient_share} must lie within 0 and 1",
         )
         self._check(
-            0.2 <= self.distance_share[0] and self.distance_share[1] <= 1,
+            self.distance_share[0] >= 0.2 and self.distance_share[1] <= 1,
             f"distance_share {self.distance_share} must lie within 0.2 and 1",
         )
         self._check(0 <= self.slot_fill <= 1, f"slot_fill {self.slot_fill} must lie within 0 and 1")
@@ -138,7 +138,7 @@ class RoomDomain:
             self._check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         self._check(self.exposure_jitter < 1, f"exposure_jitter must be below 1, not {self.exposure_jitter}")
         self._check(
-            0 <= self.moving_distance_m[0] and self.moving_distance_m[1] <= 2,
+            self.moving_distance_m[0] >= 0 and self.moving_distance_m[1] <= 2,
             f"moving_distance_m {self.moving_distance_m} must lie within 0 and 2",
         )
 

@@ -42,9 +42,17 @@ MaterialTable = Float32[Tensor, "scenes surfaces columns"]
 def _hsv(hue: FloatArray, saturation: FloatArray, value: FloatArray) -> FloatArray:
     """Linear RGB [n, 3] of hue (in turns), saturation and value, given as sRGB."""
     offsets = np.array([5.0, 3.0, 1.0]) / 6.0
+    # Paint and cloth in rooms are rarely as saturated as a screen can be.
+    saturation = 0.8 * saturation
     k = np.mod(offsets[None, :] + hue[:, None], 1.0) * 6.0
     srgb = value[:, None] * (1.0 - saturation[:, None] * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _room_hue(draw: FloatArray) -> FloatArray:
+    """Hues as rooms have them: half of them warm, a quarter blue, the rest anything."""
+    warm, blue, other = 0.3 * draw, 0.5 + 0.6 * (draw - 0.5), 4.0 * (draw - 0.75)
+    return np.where(draw < 0.5, warm, np.where(draw < 0.75, blue, other))
 
 
 def material_rows(family: str, draws: FloatArray, contrast: float) -> FloatArray:
@@ -73,8 +81,8 @@ def material_rows(family: str, draws: FloatArray, contrast: float) -> FloatArray
         put("noise_per_m_z", z)
         put("noise_contrast", strength * contrast)
 
-    hue = draws[:, 0]
-    other_hue = hue + between(1, 0.25, 0.75)
+    hue = _room_hue(draws[:, 0])
+    other_hue = _room_hue(np.mod(draws[:, 0] + between(1, 0.25, 0.75), 1.0))
     for axis, column in zip("xyz", (2, 3, 4), strict=True):
         put(f"offset_{axis}", draws[:, column])
     put("salt", np.floor(draws[:, 5] * 2.0**22))
@@ -88,8 +96,8 @@ def material_rows(family: str, draws: FloatArray, contrast: float) -> FloatArray
 
     if family == "plaster":
         put_color("a", between(0, 0.02, 0.65), between(8, 0.05, 0.35), between(9, 0.72, 0.92))
-        put_color("b", between(0, 0.02, 0.65), between(8, 0.05, 0.4), between(12, 0.6, 0.8))
-        put_noise(frequency * 0.8, frequency * 0.8, frequency * 0.8, between(7, 0.45, 0.8))
+        put_color("b", between(1, 0.02, 0.65), between(11, 0.1, 0.4), between(12, 0.45, 0.72))
+        put_noise(frequency * 0.8, frequency * 0.8, frequency * 0.8, between(7, 0.55, 0.95))
     elif family in ("dots", "stripes"):
         put_color("a", hue, between(8, 0.08, 0.4), between(9, 0.75, 0.92))
         put_color("b", hue + 0.1, between(8, 0.15, 0.45), between(12, 0.5, 0.75))

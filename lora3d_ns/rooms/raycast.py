@@ -119,7 +119,7 @@ def view_batch(
         casts_shadow=(scenes.valid & scenes.casts_shadow)[scene_rows],
         width=width,
         height=height,
-        tile_px=16 if min(width, height) >= 16 else 8,
+        tile_px=8 if min(width, height) < 192 else 16,
     )
 
 
@@ -298,14 +298,19 @@ def lit_by(views: ViewBatch, points_world_m: tuple[Tensor, Tensor, Tensor], ligh
     for axis in range(3):
         low_end, high_end = (center - reach)[..., axis][view_of_tile], (center + reach)[..., axis][view_of_tile]
         shades = shades & (low_end <= hull_high[:, axis, None]) & (high_end >= hull_low[:, axis, None])
-    # ... and its ball meets the tube about the line from the lamp to the tile's ball.
-    axis_vector = middle - light
-    length_squared = (axis_vector * axis_vector).sum(dim=-1).clamp_min(1e-12)
-    to_center = center[view_of_tile] - light[:, None]
-    along = ((to_center * axis_vector[:, None]).sum(dim=-1) / length_squared[:, None]).clamp(0.0, 1.0)
-    gap_squared = (to_center - along[..., None] * axis_vector[:, None]).square().sum(dim=-1)
-    ball = half.square().sum(dim=-1).sqrt()[view_of_tile] + spread.square().sum(dim=-1).sqrt()[:, None] + 1e-3
-    shades = shades & (gap_squared <= ball * ball)
+    # ... and reaches into the tube about the line from the lamp to the tile's points.
+    tiles, numbers = shades.nonzero(as_tuple=True)
+    views_of_pairs = view_of_tile[tiles]
+    line = (middle - light)[tiles]
+    to_center = center[views_of_pairs, numbers] - light[tiles]
+    along = ((to_center * line).sum(dim=-1) / line.square().sum(dim=-1).clamp_min(1e-12)).clamp(0.0, 1.0)
+    away = to_center - along[:, None] * line
+    gap = away.square().sum(dim=-1).sqrt()
+    axes = views.R_world_object[:, solids][views_of_pairs, numbers]
+    towards = product(axes.mT, away[..., None])[..., 0].abs() / gap.clamp_min(1e-6)[:, None]
+    box_reach = (towards * half[views_of_pairs, numbers]).sum(dim=-1)
+    tube = spread.square().sum(dim=-1).sqrt()[tiles] + 1e-3
+    shades[tiles, numbers] = gap <= box_reach + tube
 
     lit = torch.ones_like(points_world_m[0])
     for kind, tiles, numbers in _pairs_by_rank(shades, views.kind[:, solids], view_of_tile):

@@ -16,9 +16,9 @@ from lora3d_ns.rooms.scenes import LIGHT_COUNT, RoomScenes
 from lora3d_ns.rooms.textures import SurfacePoints, albedo
 
 # Rays handled at once: small enough for the host's caches, large enough to keep a GPU busy.
-_RAYS_PER_CHUNK_HOST = 2**17
+_RAYS_PER_CHUNK_HOST = 2**16
 _RAYS_PER_CHUNK_GPU = 2**21
-_LIGHT_SOFTENING_M2 = 1.0
+_LIGHT_SOFTENING_M2 = 1.5
 _WHITE_SIGNAL = 3.0
 
 
@@ -232,7 +232,7 @@ class _Shading:
             dim=-1,
         )
         surface_count = views.kind.shape[1]
-        index = surface.to(torch.int64) + views.view_of_tile()[:, None] * surface_count
+        index = surface + (views.view_of_tile()[:, None] * surface_count).to(torch.int32)
         columns = table.flatten(0, 1).T.contiguous().index_select(1, index.flatten()).unflatten(1, x.shape)
         R, origin, R_out, half = columns[0:9], columns[9:12], columns[12:21], columns[21:24]
         self._materials = columns[26:]
@@ -323,7 +323,7 @@ def _photo(scenes: RoomScenes, rows: _Rows, radiance: Tensor) -> Tensor:
         signal = (signal + deviation * _noise(rows.photo_key, signal.shape)).clamp_min(0.0)
     # A film-like shoulder: bright spots near lamps keep their texture.
     toned = signal * (1.0 + signal / _WHITE_SIGNAL**2) / (1.0 + 0.75 * signal)
-    toned = (toned * 1.25).clamp(0.0, 1.0)
+    toned = (toned * 1.4).clamp(0.0, 1.0)
     srgb = torch.where(toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clamp_min(1e-8).pow(1 / 2.4) - 0.055)
     return srgb.movedim(1, -1).contiguous()
 

@@ -1,7 +1,8 @@
 """A batch of rooms, and how one is drawn: where the furniture stands, what it is made of, where the lamps hang.
 
-The world frame has z up and its origin in the middle of the floor; the room spans +-width/2 along x and +-depth/2 along
-y. Furniture stands along the walls and in the middle, mostly in the northern half (y > 0); cameras walk in the southern.
+The world frame has z up and its origin in the middle of the floor; the room spans +-width/2 along x and +-depth/2
+along y. Furniture stands along the walls and in the middle, mostly in the northern half (y > 0); cameras walk in the
+southern.
 """
 
 import dataclasses
@@ -231,7 +232,7 @@ class _Draft:
         for number, (face, low_share, high_share) in enumerate(places):
             surface = FACE_COUNT + number
             share = low_share + (high_share - low_share) * draws[:, number, 0]
-            half_x, half_y = 0.28 + 0.32 * draws[:, number, 1], 0.22 + 0.2 * draws[:, number, 2]
+            half_x, half_y = 0.3 + 0.35 * draws[:, number, 1], 0.25 + 0.22 * draws[:, number, 2]
             z = np.minimum(1.35 + 0.45 * draws[:, number, 3], height - half_y - 0.1)
             if face == 3:
                 self.center[:, surface] = np.stack([share * width, 0.5 * depth, z], axis=-1)

@@ -55,9 +55,10 @@ def albedo(points: SurfacePoints, *, with_waves: bool) -> tuple[Tensor, Tensor, 
     if with_waves:
         strength = points.column("wave_strength")
         palette = palette + strength * (_waves(points, noise) - palette)
-    roughness = points.column("noise_contrast") * noise
-    palette = (palette + 0.6 * roughness).clamp(0.0, 1.0)
-    brightness = (1.0 + 0.55 * roughness).clamp(0.15, 2.0)
+    # Steeper in the middle: blotches with edges that can be located.
+    roughness = points.column("noise_contrast") * (1.5 * noise).clamp(-1.2, 1.2)
+    palette = (palette + 0.45 * roughness).clamp(0.0, 1.0)
+    brightness = (1.0 + 0.4 * roughness).clamp(0.3, 1.6)
     channels = []
     for channel in "rgb":
         a, b = points.column(f"color_a_{channel}"), points.column(f"color_b_{channel}")
@@ -69,7 +70,7 @@ def albedo(points: SurfacePoints, *, with_waves: bool) -> tuple[Tensor, Tensor, 
 
 
 def value_noise(x: Tensor, y: Tensor, z: Tensor, salt: Tensor) -> Tensor:
-    """Smooth noise in [-1, 1] with one random value per point of the integer lattice, twice differentiable nowhere else."""
+    """Smooth noise in [-1, 1] between random values at the points of the integer lattice."""
     floor_x, floor_y, floor_z = x.floor(), y.floor(), z.floor()
     weight_x, weight_y, weight_z = _smooth(x - floor_x), _smooth(y - floor_y), _smooth(z - floor_z)
     x0 = floor_x.to(torch.int32) * _PRIME_X
@@ -97,8 +98,8 @@ def _scramble(word: Tensor) -> Tensor:
 
 
 def _lattice_value(word: Tensor) -> Tensor:
-    word = _scramble(word)
-    return (word ^ (word >> 13)).to(torch.float32)
+    """A number in [-2^31, 2^31); its low bits are poor, but they are its last decimals."""
+    return _scramble(word).to(torch.float32)
 
 
 def _fractal_noise(points: SurfacePoints, salt: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Dust3r(nn.Module):
                 way_out="Load them with `load_views`, which chooses a fitting shape",
             )
         grid = self._grid(height, width, self.config.encoder_width // self.config.encoder_heads)
-        tokens = self.patch_embed(2.0 * images - 1.0)
+        tokens = self.patch_embed((2.0 * images - 1.0).to(self.decoder_embed.weight.dtype))
         for block in self.enc_blocks:
             tokens = block(tokens, grid)
         tokens = self.enc_norm(tokens)

@@ -86,6 +86,16 @@ def _upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
+def _regress(path: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """The last convolution, in float32: eight bits of mantissa would be half a percent of depth."""
+    assert convolution.bias is not None
+    arguments = (path.float(), convolution.weight.float(), convolution.bias.float())
+    if path.dtype == torch.float32:
+        return F.conv2d(*arguments)
+    with torch.autocast(path.device.type, enabled=False):
+        return F.conv2d(*arguments)
+
+
 class _Dpt(nn.Module):
     def __init__(self, config: Dust3rConfig) -> None:
         super().__init__()
@@ -171,6 +181,4 @@ class DptHead(nn.Module):
         if self.output_factor != 1:
             path = _upsample(path, self.output_factor)
         path = F.relu_(head["2"](path))
-        # The regression itself stays in float32: eight bits of mantissa would be half a percent of depth.
-        with torch.autocast(path.device.type, enabled=False):
-            return head["4"](path.float())
+        return _regress(path, cast(nn.Conv2d, head["4"]))

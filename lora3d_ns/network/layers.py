@@ -61,8 +61,9 @@ class RotaryGrid:
             for table in (self.cosine, self.sine)
         )
         first, second = planes[..., 0, :], planes[..., 1, :]
-        turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=-2)
-        return turned.flatten(-3)
+        turned_first = torch.addcmul(first * cosine, second, sine, value=-1)
+        turned_second = torch.addcmul(second * cosine, first, sine)
+        return torch.stack([turned_first, turned_second], dim=-2).flatten(-3)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

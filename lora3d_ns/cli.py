@@ -1,0 +1,157 @@
+"""The `lora3d` command: one dataclass of settings per job, turned into a command line by tyro.
+
+Nothing heavy is imported before a job is chosen, so `lora3d --help` answers at once. Exit codes: 0 the job was done,
+2 it was not and one line says what to do, 130 interrupted.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import subcommand
+
+from lora3d_ns.errors import Lora3dError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Photos to pair predictions and a picture of them, with what is bundled: offline and without a GPU."""
+
+    output: Path = Path("outputs/demo")
+    """Folder for the photos, the picture and report.json."""
+    photos: Path | None = None
+    """Your own photos instead of the bundled room."""
+    network: str | None = None
+    """Network by name or path; by default the bundled one. The official `512_dpt` is the one for photos."""
+
+    def run(self) -> None:
+        """Does the job and prints where the results are."""
+        from lora3d_ns.demo import run_demo
+
+        report = run_demo(output=self.output, photos=self.photos, network=self.network)
+        print(f"Picture:  {report['pictures'][0]}")
+        print(f"Report:   {self.output / 'report.json'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkInference:
+    """All ordered pairs of some photos: our network against mini-dust3r, same weights, same run."""
+
+    photos: int = 6
+    """Number of photos."""
+    size: tuple[int, int] = (512, 384)
+    """Width and height at network resolution."""
+    head: Literal["dpt", "linear"] = "dpt"
+    """Prediction head."""
+    precision: Precision = "auto"
+    """Of our network; the peer runs in float32."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    repeats: int = 1
+    """Runs of each, alternating; the fastest counts."""
+    peer: bool = True
+    """Whether to run mini-dust3r too."""
+    peer_batch_size: int = 1
+    """Pairs at once for the peer; 1 is what DUSt3R's own demo uses."""
+    seed: int = 0
+    """Of weights and images."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the benchmark and prints its record."""
+        from lora3d_ns.benchmark_inference import run_inference_benchmark
+
+        _print_record(
+            run_inference_benchmark(
+                photos=self.photos,
+                size=self.size,
+                head=self.head,
+                precision=self.precision,
+                device=self.device,
+                repeats=self.repeats,
+                peer=self.peer,
+                peer_batch_size=self.peer_batch_size,
+                seed=self.seed,
+                json_path=self.json,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkMemory:
+    """Peak memory of a complete graph of many photos with the full-size network."""
+
+    photos: int = 40
+    """Number of photos."""
+    size: tuple[int, int] = (512, 384)
+    """Width and height at network resolution."""
+    real_pairs: int = 4
+    """Pairs that the network really decodes; the others get copies of its last answer."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    seed: int = 0
+    """Of weights and images."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the benchmark and prints its record."""
+        from lora3d_ns.benchmark_inference import run_memory_benchmark
+
+        _print_record(
+            run_memory_benchmark(
+                photos=self.photos,
+                size=self.size,
+                real_pairs=self.real_pairs,
+                device=self.device,
+                seed=self.seed,
+                json_path=self.json,
+            )
+        )
+
+
+def _print_record(record: dict[str, object]) -> None:
+    width = max(len(key) for key in record)
+    for key, value in record.items():
+        print(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+_DESCRIPTION = (
+    "Photos without poses in, a self-calibrated 3D scene out. Exit codes: 0 done, 2 not done (one line says why)."
+)
+
+Benchmark = (
+    Annotated[BenchmarkInference, subcommand("inference", prefix_name=False)]
+    | Annotated[BenchmarkMemory, subcommand("memory", prefix_name=False)]
+)
+Job = (
+    Annotated[Demo, subcommand("demo", prefix_name=False)]
+    | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits with its code.
+
+    Args:
+        arguments: Instead of the process' own.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        tyro.cli(Job, prog="lora3d", description=_DESCRIPTION, args=arguments).run()  # pyright: ignore
+    except Lora3dError as error:
+        print(f"lora3d: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lora3d: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""`lora3d demo`: the main job, as far as it goes, on what is bundled."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from lora3d_ns import __version__
+from lora3d_ns.errors import CheckpointNotFoundError
+from lora3d_ns.images import PhotoSettings, load_views
+from lora3d_ns.network.checkpoints import BUNDLED_NETWORK, load_network
+from lora3d_ns.network.configuration import Dust3rConfig
+from lora3d_ns.network.dust3r import Dust3r
+from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph, check_connected
+from lora3d_ns.pictures import draw_pair_predictions
+from lora3d_ns.predict import PredictionSettings, predict_pairs
+from lora3d_ns.rooms.generator import write_demo_photos
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_PAIRS = 3
+
+UNTRAINED = Dust3rConfig(
+    encoder_width=192,
+    encoder_depth=4,
+    encoder_heads=3,
+    decoder_width=192,
+    decoder_depth=4,
+    decoder_heads=3,
+    dpt_channels=(24, 48, 96, 192),
+    dpt_features=32,
+    image_size=256,
+)
+"""What the demo runs while no trained network is bundled: the real computation, without knowledge."""
+
+
+def run_demo(*, output: Path, photos: Path | None = None, network: str | None = None) -> dict:
+    """Photos to pair predictions and a picture of them.
+
+    Args:
+        output: Folder for the photos, the picture and `report.json`.
+        photos: Folder of photos; None renders the demo room into `output`.
+        network: Name or path of a network; None takes the bundled one and, in versions that bundle none, an untrained
+            one, and says so in log, picture and report.
+
+    Returns:
+        What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`.
+
+    Raises:
+        Lora3dError: Photos or network cannot be read; the error says which and why.
+    """
+    start = time.perf_counter()
+    seconds: dict[str, float] = {}
+    output.mkdir(parents=True, exist_ok=True)
+    model, label, trained = _choose_network(network)
+    scene = "demo room" if photos is None else str(photos)
+    if photos is None:
+        photos = output / "photos"
+        write_demo_photos(photos)
+    seconds["photos"] = time.perf_counter() - start
+
+    stage = time.perf_counter()
+    views = load_views(photos, PhotoSettings(size=model.config.image_size, patch_size=model.patch_size))
+    graph = build_pair_graph(CompleteGraph(), len(views))
+    check_connected(graph, views.names)
+    seconds["load"] = time.perf_counter() - stage
+
+    stage = time.perf_counter()
+    predictions = predict_pairs(views, graph, model, PredictionSettings())
+    seconds["predict"] = time.perf_counter() - stage
+
+    stage = time.perf_counter()
+    picture = output / "pair_predictions.png"
+    shown = [(0, other) for other in range(1, len(views))][:_SHOWN_PAIRS]
+    draw_pair_predictions(views, predictions, shown, picture, title=f"{scene}: pair predictions of {label}")
+    seconds["picture"] = time.perf_counter() - stage
+    seconds["total"] = time.perf_counter() - start
+
+    report = {
+        "scene": scene,
+        "version": __version__,
+        "device": str(model.device),
+        "network": label,
+        "trained": trained,
+        "photos": len(views),
+        "pairs": len(graph),
+        "confidence_median": float(torch.cat([pair.confidence_first.flatten() for _, pair in predictions]).median()),
+        "seconds": seconds,
+        "pictures": [str(picture)],
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _choose_network(name: str | None) -> tuple[Dust3r, str, bool]:
+    """The network, what to call it, and whether it was ever trained."""
+    if name is not None:
+        return load_network(name), name, True
+    try:
+        return load_network(BUNDLED_NETWORK), f"the bundled network `{BUNDLED_NETWORK}`", True
+    except CheckpointNotFoundError:
+        logger.warning(
+            "This version bundles no trained network: the demo runs an untrained one, its points mean nothing."
+        )
+        torch.manual_seed(0)
+        return Dust3r(UNTRAINED).eval(), "an UNTRAINED network (this version bundles no weights)", False

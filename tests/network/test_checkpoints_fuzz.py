@@ -392,7 +392,31 @@ def _programs(draw: st.DrawFn, marker: str) -> bytes:
         ),
         st.binary(min_size=1, max_size=3),
     )
-    body = b"".join(draw(st.lists(fragment, max_size=14)))
+    fragments = draw(st.lists(fragment, max_size=14))
+    if draw(st.booleans()):
+        # A call that would succeed, so that only refusing it keeps it from being made.
+        function, argument = draw(
+            st.sampled_from(
+                [
+                    ("os\nsystem", f"touch '{marker}'"),
+                    ("posix\nsystem", f"touch '{marker}'"),
+                    ("builtins\neval", f"open({marker!r}, 'w').close()"),
+                    ("__builtin__\nexec", f"open({marker!r}, 'w').close()"),
+                    ("os\nmkdir", marker),
+                ]
+            )
+        )
+        attack = draw(
+            st.sampled_from(
+                [
+                    b"c" + function.encode() + b"\n" + _text(argument) + b"\x85R",
+                    b"(" + _text(argument) + b"i" + function.encode() + b"\n",
+                    b"".join(map(_text, function.split("\n"))) + b"\x93" + _text(argument) + b"\x85R",
+                ]
+            )
+        )
+        fragments.insert(draw(st.integers(0, len(fragments))), attack)
+    body = b"".join(fragments)
     # Often as an entry of what would otherwise be a checkpoint.
     if draw(st.booleans()):
         namespace = b"cargparse\nNamespace\n)\x81}" + _text("model") + _text(model_string(TINY)) + b"sb"

@@ -237,10 +237,11 @@ class _Shading:
         R, origin, R_out, half = columns[0:9], columns[9:12], columns[12:21], columns[21:24]
         self._materials = columns[26:]
         scaled_x, scaled_y = x * depth, y * depth
-        self._object = tuple(
-            R[3 * axis] * scaled_x + R[3 * axis + 1] * scaled_y + R[3 * axis + 2] * depth + origin[axis]
-            for axis in range(3)
-        )
+
+        def object_component(axis: int) -> Tensor:
+            return R[3 * axis] * scaled_x + R[3 * axis + 1] * scaled_y + R[3 * axis + 2] * depth + origin[axis]
+
+        self._object = (object_component(0), object_component(1), object_component(2))
         normal = self._normal_object(columns[25], half, columns[24])
         self.normal_world = tuple(
             R_out[3 * axis] * normal[0] + R_out[3 * axis + 1] * normal[1] + R_out[3 * axis + 2] * normal[2]
@@ -264,7 +265,7 @@ class _Shading:
             if len(where) == 0:
                 continue
             sizes = flat_half[:, where]
-            unit = tuple(points[axis][where] / sizes[axis] for axis in range(3))
+            unit = (points[0][where] / sizes[0], points[1][where] / sizes[1], points[2][where] / sizes[2])
             normals[:, where] = torch.stack(unit_normals(number, unit, flat_taper[where])) / sizes
         length = (normals * normals).sum(dim=0).clamp_min(1e-20).sqrt()
         x, y, z = (normals / length).unflatten(1, kind.shape)

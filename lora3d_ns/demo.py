@@ -16,7 +16,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph, check_connected
 from lora3d_ns.pictures import draw_pair_predictions
 from lora3d_ns.predict import PredictionSettings, predict_pairs
-from lora3d_ns.rooms.generator import write_demo_photos
+from lora3d_ns.rooms.generator import demo_room, write_scene
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     scene = "demo room" if photos is None else str(photos)
     if photos is None:
         photos = output / "photos"
-        write_demo_photos(photos)
+        # Written last, so its presence says that all photos are there.
+        if not (photos / "object_ids.npz").exists():
+            write_scene(photos, demo_room())
     seconds["photos"] = time.perf_counter() - start
 
     stage = time.perf_counter()

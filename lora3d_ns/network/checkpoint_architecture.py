@@ -29,6 +29,7 @@ _OFFICIAL_DEFAULTS: Mapping[str, object] = {
     "depth_mode": ("exp", -math.inf, math.inf),
     "conf_mode": ("exp", 1, math.inf),
     "patch_embed_cls": "PatchEmbedDust3R",
+    "img_size": 224,
     "patch_size": 16,
     "enc_embed_dim": 768,
     "enc_depth": 12,
@@ -42,7 +43,7 @@ _OFFICIAL_DEFAULTS: Mapping[str, object] = {
 }
 
 # Arguments that say how the network was trained or fed, and nothing about its weights or its function.
-_ARGUMENTS_WITHOUT_EFFECT = frozenset({"img_size", "landscape_only", "freeze", "mask_ratio"})
+_ARGUMENTS_WITHOUT_EFFECT = frozenset({"landscape_only", "freeze", "mask_ratio"})
 
 _CONFIG_FROM_OFFICIAL = {
     "patch_size": "patch_size",
@@ -66,6 +67,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
     "decoder_heads": (1, 256),
     "dpt_features": (2, 16384),
     "descriptor_width": (0, 16384),
+    "image_size": (1, 65536),
 }
 _LARGEST_DPT_CHANNELS = 16384
 _LARGEST_MLP_RATIO = 64.0
@@ -164,12 +166,15 @@ def config_from_official_arguments(arguments: Mapping[str, object], *, path: Pat
     rope = re.fullmatch(r"RoPE(\d{1,9}(?:\.\d{1,9})?)", str(given["pos_embed"]), re.ASCII)
     require("pos_embed", rope is not None)
     assert rope is not None
+    sizes = given["img_size"] if isinstance(given["img_size"], tuple | list) else (given["img_size"],)
+    require("img_size", 1 <= len(sizes) <= 2 and all(type(size) is int for size in sizes))
     fields: dict[str, object] = {ours: given[theirs] for ours, theirs in _CONFIG_FROM_OFFICIAL.items()}
     fields |= {
         "mlp_ratio": given["mlp_ratio"],
         "rope_base": float(rope[1]),
         "head": given["head_type"],
         "depth_mode": cast(Sequence[object], given["depth_mode"])[0],
+        "image_size": max(cast(Sequence[int], sizes)),
     }
     return _checked_config(fields, names=_CONFIG_FROM_OFFICIAL, path=path)
 
@@ -200,8 +205,8 @@ def official_arguments(config: Dust3rConfig) -> dict[str, object]:
         "depth_mode": (config.depth_mode, -math.inf, math.inf),
         "conf_mode": ("exp", 1, math.inf),
         "patch_embed_cls": "PatchEmbedDust3R",
-        # Only its divisibility by the patch size is ever looked at.
-        "img_size": (32 * config.patch_size, 32 * config.patch_size),
+        # The official class insists on whole patches.
+        "img_size": 2 * (max(1, config.image_size // config.patch_size) * config.patch_size,),
         "landscape_only": False,
     }
 

@@ -61,7 +61,7 @@ def test_outputs_equal_the_peers(head: str, seed: int, tiny_network, peer_like) 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("head", ["linear", "dpt"])
-def test_full_size_outputs_equal_the_peers(head: str, tiny_network, peer_like) -> None:
+def test_full_size_outputs_equal_the_peers(head: str, peer_like) -> None:
     full = Dust3rConfig(head=head)  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     network = Dust3r(full).eval()

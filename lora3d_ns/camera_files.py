@@ -21,6 +21,7 @@ Lens distortion is refused rather than corrected: the photos on disk would no lo
 
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -278,6 +279,44 @@ def _distortion_error(reader: _EntryReader, coefficient: str) -> KnownCameraErro
     )
 
 
+# Bytes that one record of each binary file takes at least.
+_COLMAP_SMALLEST_RECORD = {"cameras.bin": 48, "rigs.bin": 8, "frames.bin": 8, "images.bin": 73, "points3D.bin": 51}
+
+# Number of parameters by COLMAP's number of the model, for `_COLMAP_MODELS`.
+_COLMAP_PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 6: 12}
+
+
+def _require_whole_binary(path: Path) -> None:
+    """Refuse a truncated binary file: pycolmap reads on past its end, with random counts, and may never return."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    truncated = KnownCameraError("the file is truncated", way_out="Copy or export the model again", path=path)
+    try:
+        (count,) = struct.unpack_from("<Q", content)
+        if 8 + count * _COLMAP_SMALLEST_RECORD[path.name] > len(content):
+            raise truncated
+        offset = 8
+        if path.name == "cameras.bin":
+            for _ in range(count):
+                # Number and model, size; then the parameters, whose count is the model's. Models that we do not know
+                # are refused later.
+                offset += 24 + 8 * _COLMAP_PARAMETERS.get(struct.unpack_from("<i", content, offset + 4)[0], 3)
+        elif path.name == "images.bin":
+            for _ in range(count):
+                # Number, pose and camera; then the name, ended by a zero; then the observations.
+                offset = content.index(b"\0", offset + 64) + 1
+                offset += 8 + 24 * struct.unpack_from("<Q", content, offset)[0]
+        elif path.name == "points3D.bin":
+            for _ in range(count):
+                # Number, position, colour and error; then the track.
+                offset += 51 + 8 * struct.unpack_from("<Q", content, offset + 43)[0]
+    except (struct.error, ValueError) as error:
+        raise truncated from error
+    if offset > len(content):
+        raise truncated
+
+
 def _read_colmap(folder: Path) -> KnownCameras:
     try:
         import pycolmap
@@ -293,6 +332,8 @@ def _read_colmap(folder: Path) -> KnownCameras:
             way_out="Give the folder that holds cameras, images and points3D",
             path=folder,
         )
+    for file_name in _COLMAP_SMALLEST_RECORD:
+        _require_whole_binary(model / file_name)
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
         images = sorted(reconstruction.images.values(), key=lambda image: image.name)

@@ -225,7 +225,7 @@ def damaged_camera_files(draw: st.DrawFn) -> bytes:
                 elif change == "rename" and isinstance(parent, dict):
                     parent[draw(st.text(max_size=4))] = parent.pop(key)
                 else:
-                    parent[key] = draw(junk)
+                    parent[key] = copy.deepcopy(draw(junk))
                 break
             parent = inner
     encoded = bytearray(json.dumps(content).encode())

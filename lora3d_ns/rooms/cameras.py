@@ -112,7 +112,7 @@ def sample_pairs(
         position[..., 2], 0.6, np.asarray(scenes.room_size_m[:, 2].cpu())[:, None, None] - scenes.domain.clearance_m
     )
     focus = T_first[..., :3, 3] + (1.5 + 2.0 * draws[..., 3, None]) * T_first[..., :3, 2]
-    turn = np.radians(70.0) * (draws[..., 4] - 0.5) * (1.0 - wanted[..., None])
+    turn = np.radians(130.0) * (draws[..., 4] - 0.5) * (1.0 - wanted[..., None])
     heading = _turned(focus - position, turn)
     heading[..., 2] += 0.3 * (draws[..., 5] - 0.5)
     roll = np.radians(scenes.domain.roll_deg) * (2 * draws[..., 6] - 1)

@@ -84,7 +84,7 @@ class RoomDomain:
     cast_shadows: bool = True
     fov_deg: Range = (50.0, 75.0)
     camera_height_m: Range = (1.1, 1.75)
-    orbit_span_deg: Range = (40.0, 90.0)
+    orbit_span_deg: Range = (45.0, 110.0)
     pan_span_deg: Range = (-15.0, 15.0)
     distance_share: Range = (0.7, 0.98)
     position_jitter_m: float = 0.15
@@ -166,7 +166,7 @@ DARK = RoomDomain(
     blur_share=0.003,
     exposure_jitter=0.25,
 )
-SPARSE = RoomDomain(name="sparse", pan_span_deg=(130.0, 200.0), orbit_span_deg=(60.0, 120.0))
+SPARSE = RoomDomain(name="sparse", pan_span_deg=(105.0, 160.0), orbit_span_deg=(45.0, 110.0))
 TELE = RoomDomain(
     name="tele", fov_deg=(24.0, 36.0), distance_share=(0.92, 1.0), orbit_span_deg=(20.0, 45.0), aim_jitter_m=0.15
 )

@@ -48,4 +48,4 @@ class SceneRandom:
 
     def integers(self, purpose: str, *shape: int, low: int = 0, high: int) -> IntArray:
         """Whole numbers in [low, high), shape [scenes, *shape]."""
-        return np.floor(self.uniform(purpose, *shape, low=low, high=high)).astype(np.int64)
+        return np.floor(self.uniform(purpose, *shape, low=float(low), high=float(high))).astype(np.int64)

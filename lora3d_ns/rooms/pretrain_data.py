@@ -1,0 +1,365 @@
+"""Training data of the bundled network: groups of photos of a room, and all ordered pairs within a group.
+
+The photos of a group are encoded once and take part in several pairs, which is where most of the time goes. What a
+training step sees is fixed by the settings and the number of the step, so that an interrupted training goes on with
+exactly the data it would have seen.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lora3d_ns.errors import InvalidDataError, SettingsError
+from lora3d_ns.progress import progress_bar
+from lora3d_ns.rooms.cameras import sample_views
+from lora3d_ns.rooms.domains import domain_by_name
+from lora3d_ns.rooms.render import RoomRenders, render
+from lora3d_ns.rooms.scenes import sample_scenes
+
+_SCENES_PER_CHUNK = 64
+_MANIFEST = "manifest.json"
+_CHUNK_PARTS = ("rgb", "depth_m", "K", "T_world_camera")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomViewSettings:
+    """Which photos to train on.
+
+    Attributes:
+        domain: Name of the room domain.
+        seed: Names the set of rooms; the benchmark and the validation use others.
+        view_count: Photos along the path through each room.
+        image_size_px: Side of the square photos.
+        supersample: Rays per pixel along each axis for the colours.
+    """
+
+    domain: str = "nominal"
+    seed: int = 20_241_207
+    view_count: int = 8
+    image_size_px: int = 64
+    supersample: int = 2
+
+    def __post_init__(self) -> None:
+        domain_by_name(self.domain)
+        for name, low in (("view_count", 2), ("image_size_px", 8), ("supersample", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise SettingsError(
+                    f"{name} must be at least {low}, not {getattr(self, name)}", way_out="Change the pretraining data"
+                )
+
+    def render(self, scene_indices: Sequence[int], device: torch.device | str = "cpu") -> RoomRenders:
+        """Photos and truth of these rooms of the set."""
+        scenes = sample_scenes(domain_by_name(self.domain), seed=self.seed, indices=scene_indices, device=device)
+        cameras = sample_views(scenes, self.view_count, size=(self.image_size_px, self.image_size_px))
+        return render(scenes, cameras, supersample=self.supersample)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoomViewGroups:
+    """Some photos of each of several rooms, and their truth.
+
+    Attributes:
+        rgb: sRGB in 0 to 1.
+        depth_m: Depth along the viewing axis at pixel centres.
+        K: Intrinsics in pixels.
+        T_world_camera: Poses.
+    """
+
+    rgb: Float32[Tensor, "rooms views 3 height width"]
+    depth_m: Float32[Tensor, "rooms views height width"]
+    K: Float32[Tensor, "rooms views 3 3"]
+    T_world_camera: Float32[Tensor, "rooms views 4 4"]
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def select(self, rooms: slice) -> "RoomViewGroups":
+        """Some of the rooms."""
+        return RoomViewGroups(**{field.name: getattr(self, field.name)[rooms] for field in fields(self)})
+
+    def to(self, device: torch.device | str) -> "RoomViewGroups":
+        """The same on another device."""
+        return RoomViewGroups(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def ordered_pairs(rooms: int, views: int) -> tuple[Int64[Tensor, "pairs"], Int64[Tensor, "pairs"]]:
+    """All ordered pairs (i, j), i != j, within groups: indices into a flattened [rooms x views] batch."""
+    within = [(i, j) for i in range(views) for j in range(views) if i != j]
+    first, second = torch.tensor(within, dtype=torch.int64).T
+    offset = views * torch.arange(rooms)[:, None]
+    return (offset + first).flatten(), (offset + second).flatten()
+
+
+# --- where photos come from ---------------------------------------------------------------------
+
+
+class RoomViewSource(Protocol):
+    """Anything that hands out photos of rooms by number."""
+
+    @property
+    def settings(self) -> RoomViewSettings:
+        """Which photos these are."""
+        ...
+
+    def load(self, scene_indices: Sequence[int], views: NDArray[np.int64]) -> RoomViewGroups:
+        """Photos `views[k]` of room `scene_indices[k]`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RenderedRooms:
+    """Rooms rendered when they are asked for, on a device that is fast enough."""
+
+    settings: RoomViewSettings
+    device: torch.device
+
+    def load(self, scene_indices: Sequence[int], views: NDArray[np.int64]) -> RoomViewGroups:
+        """Photos `views[k]` of room `scene_indices[k]`, on the device."""
+        made = self.settings.render(scene_indices, self.device)
+        rooms = torch.arange(len(scene_indices), device=self.device)[:, None]
+        chosen = torch.from_numpy(views).to(self.device)
+        return RoomViewGroups(
+            rgb=made.rgb[rooms, chosen].permute(0, 1, 4, 2, 3).contiguous(),
+            depth_m=made.depth_m[rooms, chosen],
+            K=made.K[rooms, chosen],
+            T_world_camera=made.T_world_camera[rooms, chosen],
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CachedRooms:
+    """Rooms rendered once into a folder: colours as bytes, depths in half precision (relative error below 5e-4).
+
+    Attributes:
+        settings: Which photos these are.
+        folder: Where the files are.
+        scene_count: How many rooms there are.
+    """
+
+    settings: RoomViewSettings
+    folder: Path
+    scene_count: int
+
+    def load(self, scene_indices: Sequence[int], views: NDArray[np.int64]) -> RoomViewGroups:
+        """Photos `views[k]` of room `scene_indices[k]`."""
+        parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in _CHUNK_PARTS}
+        for index, chosen in zip(scene_indices, views, strict=True):
+            if not 0 <= index < self.scene_count:
+                raise InvalidDataError(
+                    f"room {index} is not among the {self.scene_count} cached ones", way_out="Cache more rooms"
+                )
+            chunk, row = divmod(index, _SCENES_PER_CHUNK)
+            for name in _CHUNK_PARTS:
+                parts[name].append(_mapped(str(_chunk_file(self.folder, chunk, name)))[row][chosen])
+        rgb, depth_m, K, T_world_camera = (torch.from_numpy(np.stack(parts[name])) for name in _CHUNK_PARTS)
+        return RoomViewGroups(
+            rgb=rgb.permute(0, 1, 4, 2, 3).contiguous().to(torch.float32) / 255.0,
+            depth_m=depth_m.to(torch.float32),
+            K=K,
+            T_world_camera=T_world_camera,
+        )
+
+
+def cache_rooms(
+    settings: RoomViewSettings, scene_count: int, folder: Path, *, show_progress: bool = False
+) -> CachedRooms:
+    """Renders rooms into a folder, once: what is there already is kept, so the work can be interrupted and extended.
+
+    Args:
+        settings: Which photos.
+        scene_count: How many rooms; rounded up to whole files of 64.
+        folder: Where to; one set per folder.
+        show_progress: Whether to draw a bar.
+
+    Raises:
+        SettingsError: The folder holds another set of photos, or scene_count is not positive.
+    """
+    if scene_count < 1:
+        raise SettingsError(f"{scene_count} rooms make no training set", way_out="Ask for at least one")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / _MANIFEST
+    wanted = asdict(settings)
+    if manifest.exists():
+        found = json.loads(manifest.read_text())
+        if found != wanted:
+            raise SettingsError(
+                f"the folder {folder} holds other rooms: {found}", way_out="Choose another folder, or delete it"
+            )
+    else:
+        _write_atomically(manifest, json.dumps(wanted, indent=1).encode())
+    chunks = -(-scene_count // _SCENES_PER_CHUNK)
+    with progress_bar("rendering rooms", chunks * _SCENES_PER_CHUNK, shown=show_progress) as advance:
+        for chunk in range(chunks):
+            # The last part is written last: if it is there, the chunk is complete.
+            if not _chunk_file(folder, chunk, _CHUNK_PARTS[-1]).exists():
+                _render_chunk(settings, chunk, folder)
+            advance(_SCENES_PER_CHUNK)
+    return CachedRooms(settings=settings, folder=folder, scene_count=chunks * _SCENES_PER_CHUNK)
+
+
+def _render_chunk(settings: RoomViewSettings, chunk: int, folder: Path) -> None:
+    start = chunk * _SCENES_PER_CHUNK
+    made = settings.render(range(start, start + _SCENES_PER_CHUNK))
+    arrays = {
+        "rgb": (made.rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8),
+        "depth_m": made.depth_m.to(torch.float16),
+        "K": made.K,
+        "T_world_camera": made.T_world_camera,
+    }
+    for name in _CHUNK_PARTS:
+        path = _chunk_file(folder, chunk, name)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, arrays[name].numpy())
+        os.replace(temporary, path)
+
+
+def _chunk_file(folder: Path, chunk: int, part: str) -> Path:
+    return folder / f"{chunk:05d}-{part}.npy"
+
+
+@lru_cache(maxsize=1024)
+def _mapped(path: str) -> NDArray[np.generic]:
+    return np.load(path, mmap_mode="r")
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+# --- what a step sees ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSampling:
+    """How a training step draws its photos.
+
+    Attributes:
+        seed: Of the draws.
+        scene_count: The rooms that are gone through, in another order each time.
+        rooms_per_step: Rooms of one step.
+        views_per_room: Photos of each; all their ordered pairs are trained on.
+        first_window: Longest stretch of consecutive photos that a group is drawn from at the beginning.
+        window_steps: After so many steps groups are drawn from the whole path (the curriculum on baseline and
+            overlap): the window grows linearly.
+        gain_range, gamma_range: Photometric changes `gain * rgb^gamma`, one for all photos of a group.
+        tint: Largest relative change of a colour channel, likewise.
+        mirror: Whether half of the groups are seen in a mirror.
+    """
+
+    seed: int = 0
+    scene_count: int = 3072
+    rooms_per_step: int = 8
+    views_per_room: int = 3
+    first_window: int = 3
+    window_steps: int = 2000
+    gain_range: tuple[float, float] = (0.75, 1.2)
+    gamma_range: tuple[float, float] = (0.8, 1.25)
+    tint: float = 0.1
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        def check(condition: bool, problem: str) -> None:
+            if not condition:
+                raise SettingsError(problem, way_out="Change the sampling of the training data")
+
+        check(self.scene_count >= 1, f"scene_count must be positive, not {self.scene_count}")
+        check(
+            1 <= self.rooms_per_step <= self.scene_count,
+            f"rooms_per_step must be 1 to {self.scene_count}, not {self.rooms_per_step}",
+        )
+        check(self.views_per_room >= 2, f"views_per_room must be at least 2, not {self.views_per_room}")
+        check(
+            self.first_window >= self.views_per_room,
+            f"first_window {self.first_window} cannot hold {self.views_per_room} views",
+        )
+        check(self.window_steps >= 0, f"window_steps must not be negative, not {self.window_steps}")
+        for name in ("gain_range", "gamma_range"):
+            low, high = getattr(self, name)
+            check(0 < low <= high, f"{name} {(low, high)} must be positive and (low, high)")
+        check(0 <= self.tint < 1, f"tint must lie within 0 and 1, not {self.tint}")
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Ordered pairs of one step."""
+        return self.rooms_per_step * self.views_per_room * (self.views_per_room - 1)
+
+    def scene_indices(self, step: int) -> list[int]:
+        """The rooms of a step: each room once per pass, in an order of its own for each pass."""
+        steps_per_pass = self.scene_count // self.rooms_per_step
+        number, place = divmod(step, steps_per_pass)
+        order = np.random.default_rng([self.seed, 1, number]).permutation(self.scene_count)
+        return order[place * self.rooms_per_step : (place + 1) * self.rooms_per_step].tolist()
+
+    def window(self, step: int, view_count: int) -> int:
+        """Length of the stretch of consecutive photos that a group is drawn from."""
+        if step >= self.window_steps:
+            return view_count
+        grown = self.first_window + (view_count - self.first_window) * step / max(1, self.window_steps)
+        return min(view_count, int(grown))
+
+    def draw(self, source: RoomViewSource, step: int) -> RoomViewGroups:
+        """Photos of a step, changed photometrically and mirrored as the settings say.
+
+        The draws depend on the seed and the step alone.
+        """
+        random = np.random.default_rng([self.seed, 2, step])
+        rooms, view_count = self.rooms_per_step, source.settings.view_count
+        if self.views_per_room > view_count:
+            raise SettingsError(
+                f"groups of {self.views_per_room} views from paths of {view_count}", way_out="Lower views_per_room"
+            )
+        window = self.window(step, view_count)
+        views = np.stack(
+            [
+                start + random.permutation(window)[: self.views_per_room]
+                for start in random.integers(0, view_count - window + 1, size=rooms)
+            ]
+        )
+        groups = source.load(self.scene_indices(step), views.astype(np.int64))
+        gain, gamma = (random.uniform(*limits, size=(rooms, 1)) for limits in (self.gain_range, self.gamma_range))
+        tint = 1.0 + self.tint * random.uniform(-1.0, 1.0, size=(rooms, 3))
+        mirrored = random.random(rooms) < (0.5 if self.mirror else 0.0)
+        factor = torch.from_numpy(gain * tint).to(groups.rgb)[:, None, :, None, None]
+        exponent = torch.from_numpy(gamma).to(groups.rgb)[:, None, :, None, None]
+        rgb = (factor * groups.rgb.clamp_min(1e-4).pow(exponent)).clamp(0.0, 1.0)
+        changed = RoomViewGroups(rgb=rgb, depth_m=groups.depth_m, K=groups.K, T_world_camera=groups.T_world_camera)
+        return mirror_groups(changed, torch.from_numpy(mirrored).to(rgb.device))
+
+
+def mirror_groups(groups: RoomViewGroups, mirrored: Tensor) -> RoomViewGroups:
+    """The groups as a mirror shows them, where asked for.
+
+    The mirror maps world x to -x; a camera's own x axis is turned round with it, so poses stay rotations:
+    `T' = M T M` with M = diag(-1, 1, 1, 1), photos flip left to right, and `c_x' = width - c_x`.
+
+    Args:
+        groups: Photos and truth.
+        mirrored: [rooms] bool.
+    """
+    width = groups.rgb.shape[-1]
+    sign = torch.where(mirrored, -1.0, 1.0).to(groups.K)[:, None]
+    T_world_camera = groups.T_world_camera.clone()
+    T_world_camera[..., 0, 1:] *= sign[..., None]
+    T_world_camera[..., 1:, 0] *= sign[..., None]
+    K = groups.K.clone()
+    K[..., 0, 2] = torch.where(mirrored[:, None], width - K[..., 0, 2], K[..., 0, 2])
+    return RoomViewGroups(
+        rgb=torch.where(mirrored[:, None, None, None, None], groups.rgb.flip(-1), groups.rgb),
+        depth_m=torch.where(mirrored[:, None, None, None], groups.depth_m.flip(-1), groups.depth_m),
+        K=K,
+        T_world_camera=T_world_camera,
+    )

@@ -509,9 +509,9 @@ def test_network_colours_are_those_that_the_affine_predicts(
     inside = ((source > margin) & (source < np.array(source_size) - margin)).all(axis=-1)
     assert inside.any()
     deviation = np.abs(image.permute(1, 2, 0).numpy() * 255 - color_of(source))[inside].max()
-    # Rounding of the source and of the result gives 1, Lanczos' ripple the rest (worst seen 1.3). Half a network
-    # pixel off would be 255 / size / 2 > 2 on the long side.
-    assert deviation < 1.6
+    # Rounding of the source and of the result gives 1, Lanczos' ripple the rest: over 4,000 random sizes the worst
+    # was 1.59, and with the prediction half a network pixel off the smallest was 2.63.
+    assert deviation < 2.0
 
 
 @law

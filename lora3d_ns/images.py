@@ -24,19 +24,19 @@ from jaxtyping import Bool, Float32
 from PIL import Image
 from torch import Tensor
 
-from lora3d_ns.camera_files import read_known_cameras
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import DuplicatePhotoError, MaskError, PhotoShapeError, SettingsError, TooFewPhotosError
-from lora3d_ns.known_cameras import PhotoPixels, cameras_of_photos
-from lora3d_ns.photo_decoding import decode_photo, load_source_image
-from lora3d_ns.photo_files import (
+from lora3d_ns.photos.camera_files import read_known_cameras
+from lora3d_ns.photos.decoding import decode_photo, load_source_image
+from lora3d_ns.photos.files import (
     DEFAULT_MAX_MEGAPIXELS,
     PhotoFile,
     PhotoHeader,
     find_photos,
     read_header,
 )
-from lora3d_ns.photo_masks import MaskFile, MaskMeaning, find_masks, load_mask, network_mask
+from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos
+from lora3d_ns.photos.masks import MaskFile, MaskMeaning, find_masks, load_mask, network_mask
 from lora3d_ns.types import Views
 
 __all__ = ["PhotoSettings", "load_source_image", "load_views"]
@@ -63,7 +63,7 @@ class PhotoSettings:
             mid-grey.
         mask_means: What white says in mask files: "keep" these pixels or "ignore" them.
         known_cameras: A COLMAP model folder, a nerfstudio transforms.json or a JSON file of ours with intrinsics
-            and poses of some photos; see `lora3d_ns.known_cameras`. None: nothing is known.
+            and poses of some photos; see `lora3d_ns.photos.known_cameras`. None: nothing is known.
         every: Take each n-th photo only, the first among them (frames of a video).
         at_most: Take this many at most, evenly spread, the first and the last among them; applied after `every`.
         max_megapixels: Refuse photos whose header announces more.

@@ -36,8 +36,8 @@ from lora3d_ns.errors import (
     TruncatedPhotoError,
 )
 from lora3d_ns.images import PhotoSettings, load_source_image, load_views, plan_resize, resize_to_network
-from lora3d_ns.photo_files import read_header
-from lora3d_ns.photo_masks import network_mask
+from lora3d_ns.photos.files import read_header
+from lora3d_ns.photos.masks import network_mask
 
 SMALL = PhotoSettings(size=64, patch_size=8)
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora3d_ns.camera_files import read_known_cameras
 from lora3d_ns.errors import KnownCameraError, Lora3dError
 from lora3d_ns.images import PhotoSettings, load_views
-from lora3d_ns.known_cameras import PhotoPixels, cameras_of_photos
+from lora3d_ns.photos.camera_files import read_known_cameras
+from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos
 
 PHOTO_EXAMPLES = int(os.environ.get("LORA3D_FUZZ_EXAMPLES", "1400"))
 # A flipped bit may well ask for gigabytes; 4 megapixels are plenty for photos of 48 x 40.

@@ -120,15 +120,12 @@ def sample_pairs(
     chosen, overlap_chosen = _choose_second(scenes, first, T_tries, wanted, overlap)
     keys, factors = _photo_draws(scenes, random, f"{name} second", pair_count)
 
-    def interleaved(left: Tensor, right: Tensor) -> Tensor:
-        return torch.stack([left, right.to(left)], dim=2).flatten(1, 2)
-
     cameras = RoomCameras(
-        K=interleaved(first.K, first.K),
-        T_world_camera=interleaved(first.T_world_camera, chosen),
-        time=interleaved(first.time, first.time),
-        exposure_factor=interleaved(first.exposure_factor, factors),
-        photo_key=interleaved(first.photo_key, keys),
+        K=_interleaved(first.K, first.K),
+        T_world_camera=_interleaved(first.T_world_camera, chosen),
+        time=_interleaved(first.time, first.time),
+        exposure_factor=_interleaved(first.exposure_factor, factors),
+        photo_key=_interleaved(first.photo_key, keys),
         width=size[0],
         height=size[1],
     )
@@ -267,13 +264,10 @@ def _path_poses(scenes: RoomScenes, random: SceneRandom, moments: FloatArray, pu
     number = np.arange(_TRY_COUNT)[None, None]
     waver = np.maximum(number / 3.0, 0.0)
 
-    def drawn(column: int, low_high: tuple[float, float]) -> FloatArray:
-        return low_high[0] + (low_high[1] - low_high[0]) * draws[:, column]
-
     target_x = width * 0.2 * (draws[:, 0] - 0.5)
     target_y = depth * (0.1 + 0.16 * (draws[:, 1] - 0.5))
-    span = np.radians(drawn(2, domain.orbit_span_deg)) * np.where(draws[:, 3] < 0.5, 1.0, -1.0)
-    pan = np.radians(drawn(4, domain.pan_span_deg)) * np.where(draws[:, 3] < 0.5, 1.0, -1.0)
+    span = np.radians(_scaled(draws[:, 2], domain.orbit_span_deg)) * np.where(draws[:, 3] < 0.5, 1.0, -1.0)
+    pan = np.radians(_scaled(draws[:, 4], domain.pan_span_deg)) * np.where(draws[:, 3] < 0.5, 1.0, -1.0)
     phase = moments[..., None] - 0.5
     azimuth = np.radians(40.0) * (draws[:, 5] - 0.5) + span * phase + 0.12 * waver * jitter[..., 0]
     sin, cos = np.sin(azimuth), np.cos(azimuth)
@@ -282,13 +276,13 @@ def _path_poses(scenes: RoomScenes, random: SceneRandom, moments: FloatArray, pu
     to_back = (target_y + 0.5 * depth - 0.5) / np.maximum(cos, 1e-3)
     to_front = (0.1 * depth) / np.maximum(-cos, 1e-3)
     reach = np.minimum(np.minimum(to_side, to_back), to_front)
-    radius = reach * drawn(6, domain.distance_share) * (1.0 - 0.06 * waver)
+    radius = reach * _scaled(draws[:, 6], domain.distance_share) * (1.0 - 0.06 * waver)
     sway = domain.position_jitter_m * (1.0 + 0.5 * waver)
     position = np.stack(
         [
             target_x + radius * sin + sway * jitter[..., 1],
             target_y - radius * cos + sway * jitter[..., 2],
-            drawn(7, domain.camera_height_m)
+            _scaled(draws[:, 7], domain.camera_height_m)
             + 0.12 * np.sin(2 * np.pi * (moments[..., None] + draws[:, 8]))
             + 0.5 * domain.position_jitter_m * jitter[..., 3],
         ],
@@ -302,6 +296,15 @@ def _path_poses(scenes: RoomScenes, random: SceneRandom, moments: FloatArray, pu
     aim = aim + domain.aim_jitter_m * jitter[..., 4:7] * np.array([1.0, 1.0, 0.6])
     heading = _turned(aim - position, pan * phase)
     return _look_along(position, heading, np.radians(domain.roll_deg) * jitter[..., 7])
+
+
+def _scaled(draw: FloatArray, low_high: tuple[float, float]) -> FloatArray:
+    return low_high[0] + (low_high[1] - low_high[0]) * draw
+
+
+def _interleaved(left: Tensor, right: Tensor) -> Tensor:
+    """The views of both, in turns."""
+    return torch.stack([left, right.to(left)], dim=2).flatten(1, 2)
 
 
 def _turned(heading: FloatArray, angle_rad: FloatArray) -> FloatArray:

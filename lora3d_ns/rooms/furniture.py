@@ -44,6 +44,10 @@ class Part:
     present: np.ndarray
 
 
+def _full(count: int, value: Scalar) -> FloatArray:
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (count,)).copy()
+
+
 def _part(
     count: int,
     kind: int,
@@ -56,16 +60,13 @@ def _part(
     taper: Scalar = 1.0,
     present: np.ndarray | bool = True,
 ) -> Part:
-    def full(value: Scalar) -> FloatArray:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), (count,)).copy()
-
     return Part(
         kind=kind,
-        center_m=np.stack([full(value) for value in center], axis=-1),
-        half_m=np.stack([full(value) for value in half], axis=-1),
-        yaw_rad=full(yaw),
-        pitch_rad=full(pitch),
-        taper=full(taper),
+        center_m=np.stack([_full(count, value) for value in center], axis=-1),
+        half_m=np.stack([_full(count, value) for value in half], axis=-1),
+        yaw_rad=_full(count, yaw),
+        pitch_rad=_full(count, pitch),
+        taper=_full(count, taper),
         surface=surface,
         present=np.broadcast_to(np.asarray(present, dtype=bool), (count,)).copy(),
     )
@@ -171,23 +172,24 @@ def _sofa(width: FloatArray, depth: FloatArray, draws: FloatArray) -> list[Part]
     return parts
 
 
+def _turned(yaw: FloatArray, x: Scalar, y: Scalar, z: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    """A position in a piece that is turned in its place."""
+    return np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y, z
+
+
 def _chair(width: FloatArray, depth: FloatArray, draws: FloatArray) -> list[Part]:
     count = len(width)
     yaw = _between(draws[:, 0], -0.7, 0.7)
-    cos, sin = np.cos(yaw), np.sin(yaw)
     half = np.minimum(np.minimum(width, depth), 0.24)
 
-    def at(x: Scalar, y: Scalar, z: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        return cos * x - sin * y, sin * x + cos * y, z
-
     parts = [
-        _part(count, BOX, at(0.0, 0.0, 0.45), (half, half, 0.025), "soft", yaw=yaw),
-        _part(count, BOX, at(0.0, -half + 0.02, 0.8), (half, 0.02, 0.2), "body", yaw=yaw),
+        _part(count, BOX, (0.0, 0.0, 0.45), (half, half, 0.025), "soft", yaw=yaw),
+        _part(count, BOX, _turned(yaw, 0.0, -half + 0.02, 0.8), (half, 0.02, 0.2), "body", yaw=yaw),
     ]
     for side_x in (-1.0, 1.0):
         for side_y in (-1.0, 1.0):
             tall = 0.33 if side_y < 0 else 0.215
-            center = at(side_x * (half - 0.03), side_y * (half - 0.03), tall)
+            center = _turned(yaw, side_x * (half - 0.03), side_y * (half - 0.03), tall)
             parts.append(_part(count, BOX, center, (0.02, 0.02, tall), "accent", yaw=yaw))
     return parts
 

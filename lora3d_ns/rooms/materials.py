@@ -55,147 +55,156 @@ def _room_hue(draw: FloatArray) -> FloatArray:
     return np.where(draw < 0.5, warm, np.where(draw < 0.75, blue, other))
 
 
+class _MaterialDraft:
+    """Rows of parameters being filled in, [materials, columns]."""
+
+    def __init__(self, draws: FloatArray, contrast: float) -> None:
+        self.rows = np.zeros((len(draws), len(COLUMNS)))
+        self._draws, self._contrast = draws, contrast
+
+    def between(self, column: int, low: float, high: float) -> FloatArray:
+        """A uniform draw scaled to a range."""
+        return low + (high - low) * self._draws[:, column]
+
+    def put(self, name: str, value: FloatArray | float) -> None:
+        self.rows[:, COLUMN_INDEX[name]] = value
+
+    def put_color(self, name: str, hue: FloatArray, saturation: FloatArray, value: FloatArray) -> None:
+        start = COLUMN_INDEX[f"color_{name}_r"]
+        self.rows[:, start : start + 3] = _hsv(hue, saturation, value)
+
+    def put_cells(self, x: FloatArray | float, y: FloatArray | float, z: FloatArray | float) -> None:
+        for axis, value in zip("xyz", (x, y, z), strict=True):
+            self.put(f"cells_per_m_{axis}", value)
+
+    def put_noise(
+        self, x: FloatArray | float, y: FloatArray | float, z: FloatArray | float, strength: FloatArray
+    ) -> None:
+        for axis, value in zip("xyz", (x, y, z), strict=True):
+            self.put(f"noise_per_m_{axis}", value)
+        self.put("noise_contrast", strength * self._contrast)
+
+
 def material_rows(family: str, draws: FloatArray, contrast: float) -> FloatArray:
     """Parameters of n materials of one family, [n, columns], from uniform draws [n, DRAWS_PER_MATERIAL]."""
-    count = len(draws)
-    row = np.zeros((count, len(COLUMNS)))
-
-    def between(column: int, low: float, high: float) -> FloatArray:
-        return low + (high - low) * draws[:, column]
-
-    def put(name: str, value: FloatArray | float) -> None:
-        row[:, COLUMN_INDEX[name]] = value
-
-    def put_color(name: str, hue: FloatArray, saturation: FloatArray, value: FloatArray) -> None:
-        start = COLUMN_INDEX[f"color_{name}_r"]
-        row[:, start : start + 3] = _hsv(hue, saturation, value)
-
-    def put_cells(x: FloatArray | float, y: FloatArray | float, z: FloatArray | float) -> None:
-        put("cells_per_m_x", x)
-        put("cells_per_m_y", y)
-        put("cells_per_m_z", z)
-
-    def put_noise(x: FloatArray | float, y: FloatArray | float, z: FloatArray | float, strength: FloatArray) -> None:
-        put("noise_per_m_x", x)
-        put("noise_per_m_y", y)
-        put("noise_per_m_z", z)
-        put("noise_contrast", strength * contrast)
-
+    draft = _MaterialDraft(draws, contrast)
     hue = _room_hue(draws[:, 0])
-    other_hue = _room_hue(np.mod(draws[:, 0] + between(1, 0.25, 0.75), 1.0))
+    other_hue = _room_hue(np.mod(draws[:, 0] + draft.between(1, 0.25, 0.75), 1.0))
     for axis, column in zip("xyz", (2, 3, 4), strict=True):
-        put(f"offset_{axis}", draws[:, column])
-    put("salt", np.floor(draws[:, 5] * 2.0**22))
-    frequency = between(6, 1.6, 3.2)
-    put_noise(frequency, frequency, frequency, between(7, 0.35, 0.7))
+        draft.put(f"offset_{axis}", draws[:, column])
+    draft.put("salt", np.floor(draws[:, 5] * 2.0**22))
+    frequency = draft.between(6, 1.6, 3.2)
+    draft.put_noise(frequency, frequency, frequency, draft.between(7, 0.35, 0.7))
     # A quiet surface of one colour; what follows departs from it.
-    put_color("a", hue, between(8, 0.25, 0.7), between(9, 0.5, 0.85))
-    put_color("b", hue + between(10, -0.08, 0.08), between(11, 0.3, 0.75), between(12, 0.25, 0.6))
-    put_color("line", other_hue, between(13, 0.3, 0.7), between(14, 0.15, 0.4))
-    put_color("accent", other_hue, between(15, 0.5, 0.9), between(16, 0.6, 0.95))
+    draft.put_color("a", hue, draft.between(8, 0.25, 0.7), draft.between(9, 0.5, 0.85))
+    draft.put_color(
+        "b", hue + draft.between(10, -0.08, 0.08), draft.between(11, 0.3, 0.75), draft.between(12, 0.25, 0.6)
+    )
+    draft.put_color("line", other_hue, draft.between(13, 0.3, 0.7), draft.between(14, 0.15, 0.4))
+    draft.put_color("accent", other_hue, draft.between(15, 0.5, 0.9), draft.between(16, 0.6, 0.95))
 
     if family == "plaster":
-        put_color("a", between(0, 0.02, 0.65), between(8, 0.05, 0.35), between(9, 0.72, 0.92))
-        put_color("b", between(1, 0.02, 0.65), between(11, 0.1, 0.4), between(12, 0.45, 0.72))
-        put_noise(frequency * 0.8, frequency * 0.8, frequency * 0.8, between(7, 0.55, 0.95))
+        draft.put_color("a", draft.between(0, 0.02, 0.65), draft.between(8, 0.05, 0.35), draft.between(9, 0.72, 0.92))
+        draft.put_color("b", draft.between(1, 0.02, 0.65), draft.between(11, 0.1, 0.4), draft.between(12, 0.45, 0.72))
+        draft.put_noise(frequency * 0.8, frequency * 0.8, frequency * 0.8, draft.between(7, 0.55, 0.95))
     elif family in ("dots", "stripes"):
-        put_color("a", hue, between(8, 0.08, 0.4), between(9, 0.75, 0.92))
-        put_color("b", hue + 0.1, between(8, 0.15, 0.45), between(12, 0.5, 0.75))
+        draft.put_color("a", hue, draft.between(8, 0.08, 0.4), draft.between(9, 0.75, 0.92))
+        draft.put_color("b", hue + 0.1, draft.between(8, 0.15, 0.45), draft.between(12, 0.5, 0.75))
         if family == "dots":
-            cells = between(17, 1.4, 3.2)
-            put_cells(cells, cells, 0.0)
-            put("dot_radius", between(18, 0.2, 0.38))
-            put("brick_shift", 0.5)
+            cells = draft.between(17, 1.4, 3.2)
+            draft.put_cells(cells, cells, 0.0)
+            draft.put("dot_radius", draft.between(18, 0.2, 0.38))
+            draft.put("brick_shift", 0.5)
         else:
-            put_cells(between(17, 1.6, 4.0), 0.0, 0.0)
-            put("line_width_m", between(18, 0.0, 0.03))
-        put("parity", 0.75)
+            draft.put_cells(draft.between(17, 1.6, 4.0), 0.0, 0.0)
+            draft.put("line_width_m", draft.between(18, 0.0, 0.03))
+        draft.put("parity", 0.75)
     elif family == "brick":
-        put_color("a", between(0, 0.0, 0.08), between(8, 0.3, 0.6), between(9, 0.55, 0.8))
-        put_color("b", between(0, 0.0, 0.08), between(11, 0.4, 0.65), between(12, 0.3, 0.5))
-        put_color("line", hue, between(13, 0.0, 0.1), between(14, 0.6, 0.8))
-        put_cells(between(17, 2.0, 3.4), between(18, 4.5, 8.0), 0.0)
-        put("brick_shift", 0.5)
-        put("line_width_m", 0.022)
+        draft.put_color("a", draft.between(0, 0.0, 0.08), draft.between(8, 0.3, 0.6), draft.between(9, 0.55, 0.8))
+        draft.put_color("b", draft.between(0, 0.0, 0.08), draft.between(11, 0.4, 0.65), draft.between(12, 0.3, 0.5))
+        draft.put_color("line", hue, draft.between(13, 0.0, 0.1), draft.between(14, 0.6, 0.8))
+        draft.put_cells(draft.between(17, 2.0, 3.4), draft.between(18, 4.5, 8.0), 0.0)
+        draft.put("brick_shift", 0.5)
+        draft.put("line_width_m", 0.022)
     elif family in ("planks", "wood"):
-        wood_hue = between(0, 0.05, 0.11)
-        put_color("a", wood_hue, between(8, 0.35, 0.6), between(9, 0.6, 0.88))
-        put_color("b", wood_hue - 0.01, between(11, 0.5, 0.7), between(12, 0.28, 0.5))
-        put_color("line", wood_hue, between(13, 0.5, 0.7), between(14, 0.1, 0.22))
+        wood_hue = draft.between(0, 0.05, 0.11)
+        draft.put_color("a", wood_hue, draft.between(8, 0.35, 0.6), draft.between(9, 0.6, 0.88))
+        draft.put_color("b", wood_hue - 0.01, draft.between(11, 0.5, 0.7), draft.between(12, 0.28, 0.5))
+        draft.put_color("line", wood_hue, draft.between(13, 0.5, 0.7), draft.between(14, 0.1, 0.22))
         if family == "planks":
-            put_cells(between(17, 0.6, 1.1), between(18, 4.0, 8.0), 0.0)
-            put("brick_shift", between(19, 0.3, 0.6))
-            put("line_width_m", 0.012)
-            put_noise(frequency, frequency * 4.5, frequency, between(7, 0.55, 0.95))
+            draft.put_cells(draft.between(17, 0.6, 1.1), draft.between(18, 4.0, 8.0), 0.0)
+            draft.put("brick_shift", draft.between(19, 0.3, 0.6))
+            draft.put("line_width_m", 0.012)
+            draft.put_noise(frequency, frequency * 4.5, frequency, draft.between(7, 0.55, 0.95))
         else:
-            put_cells(between(17, 0.5, 1.5), between(18, 1.5, 4.0), between(18, 1.5, 4.0))
-            put("line_width_m", 0.008)
-            put_noise(frequency, frequency * 3.5, frequency * 3.5, between(7, 0.6, 1.0))
+            draft.put_cells(draft.between(17, 0.5, 1.5), draft.between(18, 1.5, 4.0), draft.between(18, 1.5, 4.0))
+            draft.put("line_width_m", 0.008)
+            draft.put_noise(frequency, frequency * 3.5, frequency * 3.5, draft.between(7, 0.6, 1.0))
     elif family == "tiles":
-        cells = between(17, 1.6, 4.0)
-        put_cells(cells, cells, 0.0)
-        put("parity", np.round(draws[:, 18]) * 0.8)
-        put("line_width_m", between(19, 0.012, 0.025))
-        put("accent_share", between(20, 0.0, 0.2))
-        put_color("line", hue, between(13, 0.0, 0.15), between(14, 0.25, 0.7))
+        cells = draft.between(17, 1.6, 4.0)
+        draft.put_cells(cells, cells, 0.0)
+        draft.put("parity", np.round(draws[:, 18]) * 0.8)
+        draft.put("line_width_m", draft.between(19, 0.012, 0.025))
+        draft.put("accent_share", draft.between(20, 0.0, 0.2))
+        draft.put_color("line", hue, draft.between(13, 0.0, 0.15), draft.between(14, 0.25, 0.7))
     elif family == "carpet":
-        cells = between(17, 1.2, 2.4)
-        put_cells(cells, cells * between(18, 0.8, 1.6), 0.0)
-        put("accent_share", 0.25)
-        put("sub_cells", 3.0)
-        put("line_width_m", between(19, 0.02, 0.05))
-        put("dot_radius", between(20, 0.0, 0.35))
+        cells = draft.between(17, 1.2, 2.4)
+        draft.put_cells(cells, cells * draft.between(18, 0.8, 1.6), 0.0)
+        draft.put("accent_share", 0.25)
+        draft.put("sub_cells", 3.0)
+        draft.put("line_width_m", draft.between(19, 0.02, 0.05))
+        draft.put("dot_radius", draft.between(20, 0.0, 0.35))
     elif family == "fabric":
-        put_cells(between(17, 3.0, 7.0), between(18, 3.0, 7.0), between(19, 3.0, 7.0))
-        put("accent_share", 0.15)
-        put("line_width_m", between(20, 0.01, 0.03))
+        draft.put_cells(draft.between(17, 3.0, 7.0), draft.between(18, 3.0, 7.0), draft.between(19, 3.0, 7.0))
+        draft.put("accent_share", 0.15)
+        draft.put("line_width_m", draft.between(20, 0.01, 0.03))
     elif family == "paint":
-        put_color("a", hue, between(8, 0.3, 0.85), between(9, 0.6, 0.95))
-        put("noise_contrast", between(7, 0.4, 0.7) * contrast)
+        draft.put_color("a", hue, draft.between(8, 0.3, 0.85), draft.between(9, 0.6, 0.95))
+        draft.put("noise_contrast", draft.between(7, 0.4, 0.7) * contrast)
     elif family == "checker":
-        cells = between(17, 3.5, 8.0)
-        put_cells(cells, cells, cells)
-        put("parity", 1.0)
-        put_color("b", other_hue, between(11, 0.3, 0.8), between(12, 0.2, 0.9))
+        cells = draft.between(17, 3.5, 8.0)
+        draft.put_cells(cells, cells, cells)
+        draft.put("parity", 1.0)
+        draft.put_color("b", other_hue, draft.between(11, 0.3, 0.8), draft.between(12, 0.2, 0.9))
     elif family == "books":
-        put_color("a", hue, between(8, 0.4, 0.9), between(9, 0.65, 0.95))
-        put_color("b", other_hue, between(11, 0.4, 0.9), between(12, 0.15, 0.45))
-        put_cells(between(17, 18.0, 30.0), 0.0, between(18, 3.0, 5.0))
-        put("brick_shift", 0.0)
-        put("accent_share", 0.3)
-        put("line_width_m", 0.005)
-        put_color("line", hue, 0.1 * draws[:, 13], between(14, 0.03, 0.08))
+        draft.put_color("a", hue, draft.between(8, 0.4, 0.9), draft.between(9, 0.65, 0.95))
+        draft.put_color("b", other_hue, draft.between(11, 0.4, 0.9), draft.between(12, 0.15, 0.45))
+        draft.put_cells(draft.between(17, 18.0, 30.0), 0.0, draft.between(18, 3.0, 5.0))
+        draft.put("brick_shift", 0.0)
+        draft.put("accent_share", 0.3)
+        draft.put("line_width_m", 0.005)
+        draft.put_color("line", hue, 0.1 * draws[:, 13], draft.between(14, 0.03, 0.08))
     elif family == "poster":
-        put_color("a", hue, between(8, 0.3, 0.9), between(9, 0.75, 0.98))
-        put_color("b", other_hue, between(11, 0.4, 0.9), between(12, 0.15, 0.5))
-        put_color("line", hue + 0.5, 0.5 * draws[:, 13], np.round(draws[:, 14]) * 0.9 + 0.03)
-        put_cells(between(17, 1.8, 4.0), between(18, 1.8, 4.0), 0.0)
-        put("accent_share", 0.3)
-        put("sub_cells", np.floor(between(19, 2.0, 4.99)))
-        put("dot_radius", np.maximum(between(20, -0.15, 0.48), 0.0))
-        put("line_width_m", np.maximum(between(21, -0.02, 0.025), 0.0))
+        draft.put_color("a", hue, draft.between(8, 0.3, 0.9), draft.between(9, 0.75, 0.98))
+        draft.put_color("b", other_hue, draft.between(11, 0.4, 0.9), draft.between(12, 0.15, 0.5))
+        draft.put_color("line", hue + 0.5, 0.5 * draws[:, 13], np.round(draws[:, 14]) * 0.9 + 0.03)
+        draft.put_cells(draft.between(17, 1.8, 4.0), draft.between(18, 1.8, 4.0), 0.0)
+        draft.put("accent_share", 0.3)
+        draft.put("sub_cells", np.floor(draft.between(19, 2.0, 4.99)))
+        draft.put("dot_radius", np.maximum(draft.between(20, -0.15, 0.48), 0.0))
+        draft.put("line_width_m", np.maximum(draft.between(21, -0.02, 0.025), 0.0))
     elif family == "leaf":
-        put_color("a", between(0, 0.2, 0.36), between(8, 0.5, 0.85), between(9, 0.6, 0.85))
-        put_color("b", between(0, 0.22, 0.4), between(11, 0.5, 0.8), between(12, 0.12, 0.3))
-        put_cells(between(17, 9.0, 14.0), between(18, 9.0, 14.0), between(19, 9.0, 14.0))
-        put_noise(6.0, 6.0, 6.0, between(7, 0.8, 1.2))
+        draft.put_color("a", draft.between(0, 0.2, 0.36), draft.between(8, 0.5, 0.85), draft.between(9, 0.6, 0.85))
+        draft.put_color("b", draft.between(0, 0.22, 0.4), draft.between(11, 0.5, 0.8), draft.between(12, 0.12, 0.3))
+        draft.put_cells(draft.between(17, 9.0, 14.0), draft.between(18, 9.0, 14.0), draft.between(19, 9.0, 14.0))
+        draft.put_noise(6.0, 6.0, 6.0, draft.between(7, 0.8, 1.2))
     elif family == "metal":
-        put_color("a", hue, 0.1 * draws[:, 8], between(9, 0.4, 0.6))
-        put_color("b", hue, 0.1 * draws[:, 8], between(12, 0.2, 0.4))
+        draft.put_color("a", hue, 0.1 * draws[:, 8], draft.between(9, 0.4, 0.6))
+        draft.put_color("b", hue, 0.1 * draws[:, 8], draft.between(12, 0.2, 0.4))
     elif family == "lamp":
-        put_color("a", between(0, 0.08, 0.16), between(8, 0.15, 0.45), between(9, 0.9, 1.0))
-        put_cells(0.0, 0.0, between(17, 10.0, 20.0))
-        put("parity", 0.5)
-        put("emission", 0.8)
+        draft.put_color("a", draft.between(0, 0.08, 0.16), draft.between(8, 0.15, 0.45), draft.between(9, 0.9, 1.0))
+        draft.put_cells(0.0, 0.0, draft.between(17, 10.0, 20.0))
+        draft.put("parity", 0.5)
+        draft.put("emission", 0.8)
     elif family in ("marble", "rings"):
-        put_color("b", other_hue, between(11, 0.3, 0.8), between(12, 0.15, 0.5))
-        put("wave_strength", between(17, 0.6, 1.0))
-        put("wave_rings", 1.0 if family == "rings" else 0.0)
-        put("wave_per_m", between(18, 2.0, 4.5))
-        put("wave_warp", between(19, 0.5, 1.4) if family == "marble" else between(19, 0.1, 0.3))
+        draft.put_color("b", other_hue, draft.between(11, 0.3, 0.8), draft.between(12, 0.15, 0.5))
+        draft.put("wave_strength", draft.between(17, 0.6, 1.0))
+        draft.put("wave_rings", 1.0 if family == "rings" else 0.0)
+        draft.put("wave_per_m", draft.between(18, 2.0, 4.5))
+        draft.put("wave_warp", draft.between(19, 0.5, 1.4) if family == "marble" else draft.between(19, 0.1, 0.3))
     else:
         raise ValueError(f"unknown material family {family!r}")
-    return row
+    return draft.rows
 
 
 def to_table(rows: FloatArray) -> MaterialTable:

@@ -213,32 +213,38 @@ def _tiles_of_solids(views: ViewBatch, R_object_camera: Tensor, origin_object: T
     # A margin for rounding, and for rays at the very border.
     half = half * 1.001 + 1e-4
 
-    def between_borders(axis: int, borders: Tensor) -> Tensor:
-        """[views, solids, intervals]: the box reaches into the wedge between consecutive borders."""
-        # Signed "beyond the border" of p is p[axis] - border * p[2].
-        value = center_camera[..., axis, None] - borders[:, None, :] * center_camera[..., 2, None]
-        reach = sum(
-            (
-                (R_camera_object[..., axis, k, None] - borders[:, None, :] * R_camera_object[..., 2, k, None]).abs()
-                * half[..., k, None]
-                for k in range(3)
-            ),
-            torch.zeros_like(value),
-        )
-        return (value + reach >= 0)[..., :-1] & (value - reach <= 0)[..., 1:]
-
-    def borders(count: int, axis: int) -> Tensor:
-        pixels = torch.arange(count + 1, device=views.K.device, dtype=torch.float32) * views.tile_px
-        return (pixels[None] - views.K[:, axis, 2, None]) / views.K[:, axis, axis, None]
-
     nearest_reach = sum(
         (R_camera_object[..., 2, k].abs() * half[..., k] for k in range(3)), torch.zeros_like(center_camera[..., 2])
     )
     in_front = center_camera[..., 2] + nearest_reach > 0
-    in_columns = between_borders(0, borders(views.tile_columns, 0)) & in_front[..., None]
-    in_rows = between_borders(1, borders(views.tile_rows, 1))
+    in_columns = _between_borders(R_camera_object, center_camera, half, 0, _borders(views, views.tile_columns, 0))
+    in_columns = in_columns & in_front[..., None]
+    in_rows = _between_borders(R_camera_object, center_camera, half, 1, _borders(views, views.tile_rows, 1))
     both = in_rows[..., :, None] & in_columns[..., None, :]
     return both.flatten(2).transpose(1, 2)
+
+
+def _borders(views: ViewBatch, count: int, axis: int) -> Tensor:
+    """x (axis 0) or y (axis 1) of the rays at the tiles' borders, [views, tiles + 1]."""
+    pixels = torch.arange(count + 1, device=views.K.device, dtype=torch.float32) * views.tile_px
+    return (pixels[None] - views.K[:, axis, 2, None]) / views.K[:, axis, axis, None]
+
+
+def _between_borders(
+    R_camera_object: Tensor, center_camera: Tensor, half: Tensor, axis: int, borders: Tensor
+) -> Tensor:
+    """Which boxes reach into the wedge between consecutive borders, [views, solids, tiles]."""
+    # Signed "beyond the border" of p is p[axis] - border * p[2].
+    value = center_camera[..., axis, None] - borders[:, None, :] * center_camera[..., 2, None]
+    reach = sum(
+        (
+            (R_camera_object[..., axis, k, None] - borders[:, None, :] * R_camera_object[..., 2, k, None]).abs()
+            * half[..., k, None]
+            for k in range(3)
+        ),
+        torch.zeros_like(value),
+    )
+    return (value + reach >= 0)[..., :-1] & (value - reach <= 0)[..., 1:]
 
 
 def _pairs_by_rank(candidates: Tensor, kinds: Tensor, view_of_tile: Tensor):

@@ -238,23 +238,25 @@ class _Shading:
         self._materials = columns[26:]
         scaled_x, scaled_y = x * depth, y * depth
 
-        def object_component(axis: int) -> Tensor:
-            return R[3 * axis] * scaled_x + R[3 * axis + 1] * scaled_y + R[3 * axis + 2] * depth + origin[axis]
-
-        self._object = (object_component(0), object_component(1), object_component(2))
+        object_x, object_y, object_z = (
+            R[3 * axis] * scaled_x + R[3 * axis + 1] * scaled_y + R[3 * axis + 2] * depth + origin[axis]
+            for axis in range(3)
+        )
+        self._object = (object_x, object_y, object_z)
         normal = self._normal_object(columns[25], half, columns[24])
         self.normal_world = tuple(
             R_out[3 * axis] * normal[0] + R_out[3 * axis + 1] * normal[1] + R_out[3 * axis + 2] * normal[2]
             for axis in range(3)
         )
         R_view, origin_view = views.R_world_camera, views.origin_world_m
-        self._world = tuple(
+        world_x, world_y, world_z = (
             views.per_ray(R_view[:, axis, 0]) * scaled_x
             + views.per_ray(R_view[:, axis, 1]) * scaled_y
             + views.per_ray(R_view[:, axis, 2]) * depth
             + views.per_ray(origin_view[:, axis])
             for axis in range(3)
         )
+        self.world_m = (world_x, world_y, world_z)
 
     def _normal_object(self, kind: Tensor, half: Tensor, taper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normals = torch.zeros((3, kind.numel()), device=kind.device)
@@ -276,9 +278,9 @@ class _Shading:
         views, scenes, rows = self._views, self._scenes, self._rows
         nx, ny, nz = self.normal_world
         # Cosine between normal and ray, for the size of a pixel on the surface; softened, since it is no ellipse here.
-        px, py, pz = self._world
+        px, py, pz = self.world_m
         to_camera = [
-            component - views.per_ray(views.origin_world_m[:, axis]) for axis, component in enumerate(self._world)
+            component - views.per_ray(views.origin_world_m[:, axis]) for axis, component in enumerate(self.world_m)
         ]
         distance = (to_camera[0].square() + to_camera[1].square() + to_camera[2].square()).sqrt()
         cosine = (nx * to_camera[0] + ny * to_camera[1] + nz * to_camera[2]).abs() / distance
@@ -306,7 +308,7 @@ class _Shading:
         """How much of the surrounding light arrives: less along the room's edges, where surfaces shade each other."""
         views = self._views
         half_x, half_y = (views.per_ray(0.5 * views.room_size_m[:, axis]) for axis in range(2))
-        px, py, pz = self._world
+        px, py, pz = self.world_m
         share = torch.ones_like(px)
         for gap in (half_x - px.abs(), half_y - py.abs(), pz, views.per_ray(views.room_size_m[:, 2]) - pz):
             share = share * (1.0 - 0.3 / (1.0 + (gap / 0.18).square()))

@@ -384,27 +384,28 @@ class _Draft:
         displacement = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], axis=-1) * distance[:, None]
         exposure_low, exposure_high = domain.exposure
 
-        def single(values: FloatArray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-
         return RoomScenes(
             seed=seed,
             domain=domain,
             indices=torch.tensor(list(indices), dtype=torch.int64),
-            room_size_m=single(self.room),
+            room_size_m=_single(self.room),
             kind=torch.from_numpy(self.kind),
             valid=torch.from_numpy(self.valid),
-            center_world_m=single(self.center),
-            R_world_object=single(self.rotation),
-            half_size_m=single(self.half),
-            taper=single(self.taper),
+            center_world_m=_single(self.center),
+            R_world_object=_single(self.rotation),
+            half_size_m=_single(self.half),
+            taper=_single(self.taper),
             object_id=torch.from_numpy(self.object_id),
             casts_shadow=torch.from_numpy(self.casts_shadow),
             moving=torch.from_numpy(self.moving),
-            displacement_m=single(displacement),
+            displacement_m=_single(displacement),
             materials=to_table(self.material_rows),
-            light_position_m=single(position),
-            light_color=single(color),
-            ambient_color=single(ambient[:, None] * np.array([1.0, 1.0, 1.04])),
-            exposure=single(exposure_low + (exposure_high - exposure_low) * random.uniform("exposure")),
+            light_position_m=_single(position),
+            light_color=_single(color),
+            ambient_color=_single(ambient[:, None] * np.array([1.0, 1.0, 1.04])),
+            exposure=_single(exposure_low + (exposure_high - exposure_low) * random.uniform("exposure")),
         )
+
+
+def _single(values: FloatArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

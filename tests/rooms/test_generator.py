@@ -114,8 +114,8 @@ def test_shadows_equal_one_ray_at_a_time() -> None:
     rows, views = next(render_module._chunks(scenes, cameras, 1))
     shading = render_module._Shading(scenes, rows, views, *raycast.first_hits(views))
     light = scenes.light_position_m[:, 0]
-    lit = views.untile(raycast.lit_by(views, shading._world, light))[0]
-    points = torch.stack([views.untile(component)[0] for component in shading._world], dim=-1).double().numpy()
+    lit = views.untile(raycast.lit_by(views, shading.world_m, light))[0]
+    points = torch.stack([views.untile(component)[0] for component in shading.world_m], dim=-1).double().numpy()
     origin = light[0].double().numpy()
     wrong = 0
     for row in range(0, 32, 2):
@@ -204,9 +204,9 @@ def test_two_views_of_a_scene_agree() -> None:
         difference = (sampled[:3].movedim(0, -1) - rgb[0]).abs().mean(dim=-1)[seen]
         medians.append(float(difference.median()))
         shares.append(float((difference < 0.05).float().mean()))
-    print(medians, shares)
-    assert max(medians) < 0.015
-    assert min(shares) > 0.85
+    # Measured over these six rooms: medians 0.001 to 0.004, shares 0.93 to 0.97; the rest are edges of patterns.
+    assert max(medians) < 0.006
+    assert min(shares) > 0.9
 
 
 # --- repeatability -------------------------------------------------------------------------------

@@ -10,6 +10,11 @@ from lora3d_ns.rooms.primitives import BOX, CONE, CYLINDER, PRISM, SOLID_KINDS, 
 NAMES = {BOX: "box", CYLINDER: "cylinder", SPHERE: "sphere", CONE: "cone", PRISM: "prism"}
 
 
+def components(vectors: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, y, z = torch.from_numpy(vectors).T
+    return x, y, z
+
+
 def random_rays(count: int, seed: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
     """Origins on a sphere of this radius; most rays pass near the unit solid, and a few run along an axis."""
     random = np.random.default_rng(seed)
@@ -33,8 +38,8 @@ def test_hits_and_normals_equal_the_naive_twin(kind: int, distance: float) -> No
     tapers = np.random.default_rng(1).uniform(0.05, 1.0, size=400).astype(np.float32)
     enter, leave = intersect(
         kind,
-        tuple(torch.from_numpy(origins).T),
-        tuple(torch.from_numpy(directions).T),
+        components(origins),
+        components(directions),
         torch.from_numpy(tapers),
     )
     hit_count = 0
@@ -52,9 +57,9 @@ def test_hits_and_normals_equal_the_naive_twin(kind: int, distance: float) -> No
         hit_count += 1
         assert enter[ray].item() == pytest.approx(t, rel=1e-5), (ray, hits)
         assert leave[ray].item() == pytest.approx(t_last, rel=1e-4)
-        point = torch.from_numpy((origin + t * direction).astype(np.float32))
+        point = (origin + t * direction).astype(np.float32)
         ours = (
-            torch.stack(unit_normals(kind, tuple(point[:, None]), torch.tensor([tapers[ray]])))[:, 0].double().numpy()
+            torch.stack(unit_normals(kind, components(point[None]), torch.tensor([tapers[ray]])))[:, 0].double().numpy()
         )
         assert ours @ normal / np.linalg.norm(ours) / np.linalg.norm(normal) > 0.999
     assert hit_count > 150

@@ -119,6 +119,21 @@ def test_the_command_line_starts_without_torch() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_entry_points_of_nerfstudio_load_and_are_light() -> None:
+    program = """
+import sys
+from importlib.metadata import distribution
+points = [p for p in distribution("lora3d-ns").entry_points if p.group.startswith("nerfstudio.")]
+for point in points:
+    point.load()
+import lora3d_ns.plugin
+heavy = {"peft", "gsplat", "lora3d_ns.network", "lora3d_ns.rooms", "lora3d_ns.predict"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_shape_checks_are_on() -> None:
     """The canary: if these pass silently, `--jaxtyping-packages` has stopped working and no shape is checked."""
     with pytest.raises(jaxtyping.TypeCheckError):

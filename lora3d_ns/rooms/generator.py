@@ -17,6 +17,7 @@ from PIL import Image
 
 from lora3d_ns.rooms.cameras import (
     RoomPairs,
+    Split,
     clearance_m,
     pairwise_overlap,
     reproject,
@@ -40,14 +41,14 @@ from lora3d_ns.rooms.scenes import RoomScenes, sample_scenes
 
 __all__ = [
     "CLUTTER", "DARK", "DEMO_INDEX", "DEMO_SEED", "DOMAINS", "MOVING", "NOMINAL", "SPARSE", "TELE", "PhotographedRoom",
-    "RoomCameras", "RoomDomain", "RoomPairs", "RoomRenders", "RoomScenes", "cast_depth", "clearance_m", "demo_room",
-    "demo_scene", "domain_by_name", "pairwise_overlap", "photographed_room", "render", "reproject", "sample_pairs",
+    "RoomCameras", "RoomDomain", "RoomPairs", "RoomRenders", "RoomScenes", "Split", "cast_depth", "clearance_m",
+    "demo_room", "demo_scene", "domain_by_name", "pairwise_overlap", "photographed_room", "render", "reproject", "sample_pairs",
     "sample_scenes", "sample_views", "write_contact_sheet", "write_scene",
 ]  # fmt: skip
 
 # A nominal room that shows most of what there is; see the contact sheet.
 DEMO_SEED = 2025
-DEMO_INDEX = 6
+DEMO_INDEX = 26
 _PORTRAIT_VIEWS = (1, 4)
 
 
@@ -57,18 +58,23 @@ def demo_scene(device: torch.device | str = "cpu") -> RoomScenes:
 
 
 def demo_room(
-    *, photo_count: int = 6, size: tuple[int, int] = (512, 384), device: torch.device | str = "cpu"
+    *,
+    photo_count: int = 6,
+    size: tuple[int, int] = (512, 384),
+    split: Split = "calibration",
+    device: torch.device | str = "cpu",
 ) -> PhotographedRoom:
     """The demo's photos with truth: landscape, but for the second and the fifth, for which the phone was turned.
 
     Args:
         photo_count: Number of photos.
         size: (width, height) of a landscape photo in pixels.
+        split: `calibration`, or `test` for held-out photos from the same path.
         device: Where to render.
     """
     scene = demo_scene(device)
-    landscape = sample_views(scene, photo_count, size=size)
-    portrait = sample_views(scene, photo_count, size=(size[1], size[0]))
+    landscape = sample_views(scene, photo_count, size=size, split=split)
+    portrait = sample_views(scene, photo_count, size=(size[1], size[0]), split=split)
     renders = []
     for view in range(photo_count):
         cameras = portrait if view in _PORTRAIT_VIEWS else landscape

@@ -198,10 +198,11 @@ def material_rows(family: str, draws: FloatArray, contrast: float) -> FloatArray
         draft.put("emission", 0.8)
     elif family in ("marble", "rings"):
         draft.put_color("b", other_hue, draft.between(11, 0.3, 0.8), draft.between(12, 0.15, 0.5))
+        draft.put("noise_contrast", 0.6 * draft.between(7, 0.35, 0.7) * contrast)
         draft.put("wave_strength", draft.between(17, 0.6, 1.0))
         draft.put("wave_rings", 1.0 if family == "rings" else 0.0)
-        draft.put("wave_per_m", draft.between(18, 2.0, 4.5))
-        draft.put("wave_warp", draft.between(19, 0.5, 1.4) if family == "marble" else draft.between(19, 0.1, 0.3))
+        draft.put("wave_per_m", draft.between(18, 1.2, 2.8))
+        draft.put("wave_warp", draft.between(19, 0.35, 0.8) if family == "marble" else draft.between(19, 0.03, 0.1))
     else:
         raise ValueError(f"unknown material family {family!r}")
     return draft.rows

@@ -42,8 +42,8 @@ from lora3d_ns.rooms.scenes import RoomScenes, sample_scenes
 __all__ = [
     "CLUTTER", "DARK", "DEMO_INDEX", "DEMO_SEED", "DOMAINS", "MOVING", "NOMINAL", "SPARSE", "TELE", "PhotographedRoom",
     "RoomCameras", "RoomDomain", "RoomPairs", "RoomRenders", "RoomScenes", "Split", "cast_depth", "clearance_m",
-    "demo_room", "demo_scene", "domain_by_name", "pairwise_overlap", "photographed_room", "render", "reproject", "sample_pairs",
-    "sample_scenes", "sample_views", "write_contact_sheet", "write_scene",
+    "demo_room", "demo_scene", "domain_by_name", "pairwise_overlap", "photographed_room", "render", "reproject",
+    "sample_pairs", "sample_scenes", "sample_views", "write_contact_sheet", "write_scene",
 ]  # fmt: skip
 
 # A nominal room that shows most of what there is; see the contact sheet.

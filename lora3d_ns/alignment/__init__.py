@@ -1,0 +1,1 @@
+"""Pair predictions become one scene."""

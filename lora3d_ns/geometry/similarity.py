@@ -1,0 +1,53 @@
+"""Similarities between point sets."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lora3d_ns.types import Sim3
+
+_FLOOR = 1e-30
+
+
+def weighted_similarity(
+    source: Float[Tensor, "*batch points 3"],
+    target: Float[Tensor, "*batch points 3"],
+    weights: Float[Tensor, "*batch points"],
+) -> Sim3:
+    """The similarities that minimise `sum_p w_p |s R x_p + t - y_p|^2` (Umeyama, 1991), in closed form.
+
+    Works in float64 and returns the source's type. Points on a line leave the turn about it undetermined, and a single
+    point all of the rotation: one of the best similarities is returned all the same.
+
+    Args:
+        source: The points x.
+        target: The points y.
+        weights: Not negative; only their ratios count.
+    """
+    x, y = source.double(), target.double()
+    share = weights.double()[..., None]
+    share = share / share.sum(dim=-2, keepdim=True).clamp(min=_FLOOR)
+    mean_x, mean_y = (share * x).sum(dim=-2), (share * y).sum(dim=-2)
+    centred_x, centred_y = x - mean_x[..., None, :], y - mean_y[..., None, :]
+    U, singular, Vh = torch.linalg.svd((share * centred_y).mT @ centred_x)
+    # A reflection would fit better than any rotation: turn the least certain axis.
+    signs = torch.ones_like(singular)
+    signs[..., 2] = torch.linalg.det(U @ Vh)
+    rotation = U @ (signs[..., None] * Vh)
+    variance = (share * centred_x.square()).sum(dim=(-2, -1))
+    scale = (singular * signs).sum(dim=-1) / variance.clamp(min=_FLOOR)
+    translation = mean_y - scale[..., None] * (rotation @ mean_x[..., None])[..., 0]
+    dtype = source.dtype
+    return Sim3(scale=scale.to(dtype), rotation=rotation.to(dtype), translation=translation.to(dtype))
+
+
+def weighted_scale(
+    source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"], weights: Float[Tensor, "points"]
+) -> Float[Tensor, ""]:
+    """The scale s that minimises `sum_p w_p |s x_p - y_p|` (Weiszfeld: re-weighted least squares, 10 times)."""
+    dot, square = (source * target).sum(dim=-1), source.square().sum(dim=-1)
+    scale = (weights * dot).sum() / (weights * square).sum().clamp(min=_FLOOR)
+    for _ in range(10):
+        robust = weights / (scale * source - target).norm(dim=-1).clamp(min=1e-9)
+        scale = (robust * dot).sum() / (robust * square).sum().clamp(min=_FLOOR)
+    return scale

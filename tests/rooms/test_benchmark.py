@@ -1,0 +1,201 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora3d_ns.errors import SettingsError
+from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
+from lora3d_ns.network.base import Encoding, PairOutput
+from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
+from lora3d_ns.rooms import benchmark
+from lora3d_ns.rooms.benchmark import (
+    ARMS,
+    EXTRA_DOMAINS,
+    MAIN_DOMAINS,
+    METRICS,
+    ArmResult,
+    BenchmarkScene,
+    benchmark_markdown,
+    make_scene,
+    measure,
+    run_rooms_benchmark,
+    summarize,
+)
+from lora3d_ns.rooms.pretrain_data import RoomViewSettings
+from lora3d_ns.rooms.validation import VALIDATION_SEED
+from lora3d_ns.types import PairPrediction, PairPredictions
+
+SIZE = (32, 32)
+
+
+def true_predictions(scene: BenchmarkScene, *, noise_m: float = 0.0) -> PairPredictions:
+    """What a perfect network would say, with noise that the confidence knows of."""
+    graph = build_pair_graph(CompleteGraph(), len(scene.test.views))
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for edge in graph.edges:
+        noisy, confidences = [], []
+        for points in scene.test.true_points(edge):
+            error = noise_m * torch.randn(points.shape, generator=generator)
+            noisy.append(points + error)
+            confidences.append(1.0 / (1e-3 + error.norm(dim=-1)))
+        pairs.append(
+            PairPrediction(
+                points_first=noisy[0],
+                points_second=noisy[1],
+                confidence_first=confidences[0],
+                confidence_second=confidences[1],
+            )
+        )
+    return PairPredictions(graph=graph, pairs=tuple(pairs))
+
+
+class NoNetwork:
+    """Stands where a network is asked for and none is used."""
+
+    patch_size = 16
+    device = torch.device("cpu")
+
+    def encode(self, images: torch.Tensor) -> Encoding:
+        raise AssertionError(images.shape)
+
+    def decode(self, first: Encoding, second: Encoding) -> PairOutput:
+        raise AssertionError(first, second)
+
+
+def arm_with_noise(noise_m: float) -> benchmark.Arm:
+    def arm(_network: object, scene: BenchmarkScene) -> ArmResult:
+        return ArmResult(predictions=true_predictions(scene, noise_m=noise_m), cameras=scene.test.cameras)
+
+    return arm
+
+
+@pytest.mark.parametrize("domain", [*MAIN_DOMAINS, *EXTRA_DOMAINS])
+def test_truth_has_no_error_on_any_domain(domain: str) -> None:
+    scene = make_scene(domain, 0, size=SIZE)
+    result = ArmResult(predictions=true_predictions(scene, noise_m=1e-4), cameras=scene.test.cameras)
+    measured = measure(result, scene.test)
+    assert set(measured) == set(METRICS)
+    # The mean length of three normal deviates of 1e-4 is 1.6e-4.
+    assert measured["point_error"] == pytest.approx(1.6e-4, rel=0.05)
+    assert measured["ate"] == pytest.approx(0.0, abs=1e-5)
+    assert measured["afe_percent"] == 0.0
+    # float32 poses: a relative rotation is exact to about 0.01 degrees.
+    assert measured["auc30"] == pytest.approx(1.0, abs=2e-3)
+    assert measured["confidence_rank_correlation"] == pytest.approx(-1.0, abs=0.01)
+    assert measured["ause"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_scenes_are_fixed_apart_from_each_other_and_move_with_the_offset() -> None:
+    scene, again = make_scene("nominal", 1, size=SIZE), make_scene("nominal", 1, size=SIZE)
+    assert all(torch.equal(a, b) for a, b in zip(scene.test.views.images, again.test.views.images, strict=True))
+    others = [make_scene("nominal", 2, size=SIZE), make_scene("dark", 1, size=SIZE)]
+    others.append(make_scene("nominal", 1, size=SIZE, seed_offset=1))
+    for other in others:
+        difference = (other.test.depths_m[0] - scene.test.depths_m[0]).abs().mean()
+        assert difference > 0.05, other.name
+    assert len({scene.name, *(other.name for other in others)}) == 4
+
+
+def test_calibration_and_test_photos_differ_and_are_ten_each() -> None:
+    scene = make_scene("tele", 0, size=SIZE)
+    assert len(scene.calibration.views) == len(scene.test.views) == 10
+    poses = torch.cat([scene.calibration.cameras.T_world_camera, scene.test.cameras.T_world_camera])
+    distances = torch.cdist(poses[:, :3, 3], poses[:, :3, 3]) + torch.eye(20)
+    assert distances.min() > 1e-3
+
+
+def test_training_and_validation_use_other_rooms() -> None:
+    first, last = benchmark._FIRST_SEED, benchmark._FIRST_SEED + 1000 * benchmark._SEEDS_PER_OFFSET
+    for seed in (VALIDATION_SEED, RoomViewSettings().seed):
+        assert not first <= seed < last
+
+
+def test_moving_things_are_left_out_of_the_truth() -> None:
+    scene = make_scene("moving", 0, size=SIZE)
+    assert not all(static.all() for static in scene.test.static)
+    predictions = true_predictions(scene)
+    for (i, _), pair in zip(predictions.graph.edges, predictions.pairs, strict=True):
+        pair.points_first[~scene.test.static[i]] += 100.0
+        # Some error there must be, or there would be nothing for the confidence to rank.
+        pair.points_second[0, 0] += 0.01
+    measured = measure(ArmResult(predictions=predictions, cameras=scene.test.cameras), scene.test)
+    assert measured["point_error"] is not None
+    assert measured["point_error"] < 0.01
+
+
+def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        benchmark,
+        "ARMS",
+        {"pretrained": arm_with_noise(0.1), "better": arm_with_noise(0.04), "gt_finetuned": arm_with_noise(0.02)},
+    )
+    record = run_rooms_benchmark(
+        NoNetwork(),
+        network_name="none",
+        image_size=32,
+        arms=["pretrained", "better", "gt_finetuned"],
+        domains=["nominal", "sparse"],
+        scenes=2,
+        json_path=tmp_path / "rooms.json",
+        show_progress=False,
+    )
+    written = json.loads((tmp_path / "rooms.json").read_text())
+    assert written["rows"] == record["rows"]
+    assert len(written["rows"]) == 2 * 2 * 3
+    assert set(written["rows"][0]) >= {
+        "scene",
+        "domain",
+        "arm",
+        "point_error",
+        "ate",
+        "afe_percent",
+        "auc30",
+        "accepted",
+    }
+    entry = written["summary"]["all"]["better"]
+    assert entry["scenes"] == 4
+    assert (entry["improved"], entry["worse"]) == (4, 0)
+    # (0.1 - 0.04) / (0.1 - 0.02)
+    assert entry["gap_closure"] == pytest.approx(0.75, abs=0.02)
+    assert set(written["summary"]) == {"nominal", "sparse", "all"}
+    table = benchmark_markdown(record)
+    assert len(table.splitlines()) == 2 + 3 * 3
+    assert "| all | better | 4 |" in table
+
+
+def test_every_arm_of_the_design_that_exists_is_named() -> None:
+    assert set(ARMS) == {"pretrained"}
+
+
+@pytest.mark.parametrize("wrong", [{"arms": ["nonsense"]}, {"arms": []}, {"domains": ["attic"]}, {"scenes": 0}])
+def test_unknown_arms_and_domains_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingsError):
+        run_rooms_benchmark(NoNetwork(), network_name="none", image_size=32, show_progress=False, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"index": -1}, {"index": 0, "seed_offset": -1}])
+def test_impossible_scenes_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingsError):
+        make_scene("nominal", size=SIZE, **wrong)
+
+
+def test_summaries_by_hand() -> None:
+    rows = [
+        {"domain": "nominal", "arm": arm, **dict.fromkeys(METRICS, 0.0), "point_error": error}
+        for arm, errors in {"pretrained": [4.0, 2.0, 3.0], "robust": [3.0, 2.0, 4.0]}.items()
+        for error in errors
+    ]
+    summary = summarize(rows)["nominal"]
+    assert summary["robust"]["point_error"] == {"mean": 3.0, "median": 3.0}
+    assert (summary["robust"]["improved"], summary["robust"]["worse"]) == (1, 1)
+    assert summary["robust"]["gap_closure"] is None
+
+
+def test_table_helpers_by_hand() -> None:
+    assert mean_and_median([1.0, None, 3.0, 8.0]) == {"mean": 4.0, "median": 3.0}
+    assert mean_and_median([None]) == {"mean": None, "median": None}
+    assert count_changes([1.0, 2.0, 3.0], [0.5, 2.5, 3.0]) == (1, 1)
+    table = markdown_table([{"a": 1.23456, "b": None}, {"a": "x"}], ["a", "b"])
+    assert table == "| a | b |\n|---|---|\n| 1.235 | - |\n| x |  |"

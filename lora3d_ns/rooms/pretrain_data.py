@@ -7,12 +7,11 @@ exactly the data it would have seen.
 
 import json
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -104,6 +103,7 @@ def ordered_pairs(rooms: int, views: int) -> tuple[Int64[Tensor, "pairs"], Int64
 # --- where photos come from ---------------------------------------------------------------------
 
 
+@runtime_checkable
 class RoomViewSource(Protocol):
     """Anything that hands out photos of rooms by number."""
 
@@ -222,7 +222,7 @@ def _render_chunk(settings: RoomViewSettings, chunk: int, folder: Path) -> None:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as file:
             np.save(file, arrays[name].numpy())
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def _chunk_file(folder: Path, chunk: int, part: str) -> Path:
@@ -237,7 +237,7 @@ def _mapped(path: str) -> NDArray[np.generic]:
 def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 # --- what a step sees ---------------------------------------------------------------------------

@@ -1,0 +1,222 @@
+"""The pretraining objective: hand-computed values, laws, and slow twins."""
+
+import math
+
+import pytest
+import torch
+from reference import pretrain_loss as reference
+
+from lora3d_ns.errors import InvalidDataError
+from lora3d_ns.network.base import PairOutput
+from lora3d_ns.rooms.pretrain_data import RoomViewGroups, ordered_pairs
+from lora3d_ns.rooms.pretrain_loss import (
+    confidence_loss,
+    matching_loss,
+    pair_truth,
+    patch_matches,
+    point_errors,
+    points_from_depth,
+    pretrain_loss,
+)
+
+
+def random_points(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 0.0, 3.0])
+
+
+def random_weights(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Rows that sum to one, some of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    visible = torch.rand(*shape[:-1], 1, generator=generator) > 0.4
+    return weights / weights.sum(dim=-1, keepdim=True) * visible
+
+
+def test_point_errors_of_a_pair_computed_by_hand():
+    # Distances 1 and 3 (mean 2) against 2 and 2 (mean 2): (0,0,.5) to (0,0,1), and (0,0,1.5) to (1,0,0).
+    first, second = point_errors(
+        torch.tensor([[[[0.0, 0.0, 1.0]]]]),
+        torch.tensor([[[[0.0, 0.0, 3.0]]]]),
+        torch.tensor([[[[0.0, 0.0, 2.0]]]]),
+        torch.tensor([[[[2.0, 0.0, 0.0]]]]),
+    )
+    assert first.item() == pytest.approx(0.5)
+    assert second.item() == pytest.approx(math.hypot(1.0, 1.5))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 40.0])
+def test_point_errors_do_not_depend_on_either_scale(scale: float):
+    points = [random_points(2, 3, 4, seed=seed) for seed in range(4)]
+    plain = point_errors(points[0], points[1], points[2], points[3])
+    of_prediction = point_errors(scale * points[0], scale * points[1], points[2], points[3])
+    of_truth = point_errors(points[0], points[1], scale * points[2], scale * points[3])
+    for k in range(2):
+        torch.testing.assert_close(of_prediction[k], plain[k])
+        torch.testing.assert_close(of_truth[k], plain[k])
+
+
+def test_point_errors_are_zero_for_the_truth_at_another_scale():
+    first, second = random_points(1, 2, 2), random_points(1, 2, 2, seed=1)
+    errors = point_errors(7.0 * first, 7.0 * second, first, second)
+    # 1e-6 is the smoothing of the norm at zero.
+    assert max(error.max().item() for error in errors) <= 1.01e-6
+
+
+def test_point_errors_scale_is_joint_so_a_relative_scale_between_the_photos_costs():
+    first, second = random_points(1, 2, 2), random_points(1, 2, 2, seed=1)
+    errors = point_errors(first, 1.5 * second, first, second)
+    assert min(error.min().item() for error in errors) > 0.05
+
+
+def test_point_errors_and_confidence_agree_with_the_slow_twins_in_value_and_gradient():
+    leaves = [random_points(2, 2, 3, seed=seed).requires_grad_(seed < 2) for seed in range(4)]
+    logits = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).requires_grad_()
+
+    def total(errors_of, loss_of) -> torch.Tensor:
+        errors = errors_of(*leaves)
+        return sum((loss_of(error) for error in errors), torch.zeros((), dtype=torch.float64))
+
+    fast = total(point_errors, lambda e: confidence_loss(e, torch.nn.functional.softplus(logits), 0.2))
+    slow = total(reference.point_errors, lambda e: reference.confidence_loss(e, 1 + logits.exp(), 0.2))
+    torch.testing.assert_close(fast, slow)
+    inputs = [leaves[0], leaves[1], logits]
+    for a, b in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_confidence_loss_by_hand_and_its_minimum():
+    errors = torch.tensor([0.05, 0.4], dtype=torch.float64)
+    raw = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    expected = (2.0 * 0.05 - 0.2 * math.log(2.0) + 0.4) / 2
+    assert confidence_loss(errors, raw.log(), 0.2).item() == pytest.approx(expected)
+    # The best raw confidence of an error l is max(1, alpha / l).
+    best = (0.2 / errors).clamp_min(1.0)
+    least = confidence_loss(errors, best.log(), 0.2)
+    for factor in (0.9, 1.1):
+        other = (best * factor).clamp_min(1.0)
+        assert least <= confidence_loss(errors, other.log(), 0.2)
+
+
+def test_matching_loss_of_equal_descriptors_is_the_logarithm_of_their_number():
+    descriptors = torch.ones(2, 5, 3)
+    matches = torch.eye(5).repeat(2, 1, 1)
+    assert matching_loss(descriptors, descriptors, matches, matches, 0.07).item() == pytest.approx(math.log(5))
+
+
+def test_matching_loss_of_orthogonal_descriptors_in_the_right_and_in_the_wrong_order():
+    descriptors = torch.eye(4)[None]
+    right, wrong = torch.eye(4)[None], torch.eye(4)[None].roll(1, dims=1)
+    # Logits are 1 / temperature for the same patch and 0 for the three others.
+    expected = math.log(math.exp(2.0) + 3.0)
+    assert matching_loss(descriptors, descriptors, right, right, 0.5).item() == pytest.approx(expected - 2.0)
+    assert matching_loss(descriptors, descriptors, wrong, wrong.mT, 0.5).item() == pytest.approx(expected)
+
+
+def test_matching_loss_ignores_lengths_and_patches_without_a_match():
+    first, second = torch.randn(1, 4, 3), torch.randn(1, 4, 3)
+    matches = torch.zeros(1, 4, 4)
+    assert matching_loss(first, second, matches, matches, 0.1).item() == 0.0
+    matches[0, 1, 2] = 1.0
+    nothing = torch.zeros(1, 4, 4)
+    plain = matching_loss(first, second, matches, nothing, 0.1)
+    torch.testing.assert_close(matching_loss(5.0 * first, 0.2 * second, matches, nothing, 0.1), plain)
+    changed = first.clone()
+    changed[0, 3] += 1.0
+    torch.testing.assert_close(matching_loss(changed, second, matches, nothing, 0.1), plain)
+
+
+def test_matching_loss_agrees_with_the_slow_twin_in_value_and_gradient():
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(2, 4, 6, generator=generator).requires_grad_()
+    second = torch.randn(2, 5, 6, generator=generator).requires_grad_()
+    matches_first, matches_second = (
+        random_weights(2, 4, 5, seed=1).float(),
+        random_weights(2, 5, 4, seed=2).float(),
+    )
+    fast = matching_loss(first, second, matches_first, matches_second, 0.3)
+    slow = reference.matching_loss(first, second, matches_first, matches_second, 0.3)
+    torch.testing.assert_close(fast, slow)
+    for a, b in zip(
+        torch.autograd.grad(fast, [first, second]), torch.autograd.grad(slow, [first, second]), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# --- truth of pairs -----------------------------------------------------------------------------
+
+SIZE, PATCH, FOCAL = 32, 8, 32.0
+
+
+def facing_wall(distances: list[float], shifts_m: list[float]) -> RoomViewGroups:
+    """Cameras side by side that look straight at a wall, each at its distance."""
+    count = len(distances)
+    K = torch.tensor([[FOCAL, 0.0, SIZE / 2], [0.0, FOCAL, SIZE / 2], [0.0, 0.0, 1.0]])
+    T = torch.eye(4).repeat(1, count, 1, 1)
+    T[0, :, 0, 3] = torch.tensor(shifts_m)
+    T[0, :, 2, 3] = -torch.tensor(distances)
+    depth = torch.tensor(distances)[:, None, None].expand(count, SIZE, SIZE)[None].clone()
+    return RoomViewGroups(
+        rgb=torch.zeros(1, count, 3, SIZE, SIZE), depth_m=depth, K=K.expand(1, count, 3, 3).clone(), T_world_camera=T
+    )
+
+
+def test_truth_of_both_photos_is_in_the_first_camera():
+    groups = facing_wall([2.0, 3.0], [0.0, 0.5])
+    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
+    torch.testing.assert_close(truth.points_first[..., 2], torch.full((1, SIZE, SIZE), 2.0))
+    # The wall is where it is, whoever looks.
+    torch.testing.assert_close(truth.points_second[..., 2], torch.full((1, SIZE, SIZE), 2.0))
+    expected = points_from_depth(groups.depth_m[0, 1:], groups.K[0, 1:]) + torch.tensor([0.5, 0.0, -1.0])
+    torch.testing.assert_close(truth.points_second, expected)
+
+
+def test_matches_of_a_photo_with_itself_are_the_patches_themselves():
+    groups = facing_wall([2.0], [0.0])
+    matches = patch_matches(
+        groups.depth_m[0], groups.K[0], groups.T_world_camera[0],
+        groups.depth_m[0], groups.K[0], groups.T_world_camera[0], PATCH,
+    )  # fmt: skip
+    # The middle pixel's centre is half a pixel beside the middle of an even patch.
+    assert matches.diagonal(dim1=-2, dim2=-1).min() >= (1 - 0.5 / PATCH) ** 2 - 1e-6
+    torch.testing.assert_close(matches.sum(dim=-1), torch.ones(1, (SIZE // PATCH) ** 2))
+
+
+def test_matches_agree_with_weights_computed_by_hand_and_end_at_the_border():
+    groups = facing_wall([2.0, 2.0], [0.0, 0.35])
+    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
+    row, column = 1, 2
+    u, v = PATCH * column + PATCH // 2 + 0.5, PATCH * row + PATCH // 2 + 0.5
+    point_j = [(u - SIZE / 2) / FOCAL * 2.0 - 0.35, (v - SIZE / 2) / FOCAL * 2.0, 2.0]
+    expected = reference.match_of_point(point_j, FOCAL, SIZE, PATCH)
+    torch.testing.assert_close(truth.matches_first[0, row * 4 + column], torch.tensor(expected))
+    # 0.35 m are 5.6 px: the first column of patches, in the middle at 4.5 px, leaves the photo on the left.
+    assert truth.matches_first[0, 0::4].sum() == 0
+    assert truth.matches_second[0, 3::4].sum() == 0
+
+
+def test_matches_stop_at_what_stands_in_front():
+    groups = facing_wall([2.0, 2.0], [0.0, 0.0])
+    groups.depth_m[0, 1, :, : SIZE // 2] = 1.0
+    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
+    seen = truth.matches_first[0].sum(dim=-1).reshape(4, 4)
+    assert seen[:, :2].sum() == 0
+    torch.testing.assert_close(seen[:, 2:], torch.ones(4, 2))
+
+
+def test_ordered_pairs_are_all_pairs_within_a_room():
+    first, second = ordered_pairs(2, 3)
+    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
+    assert pairs == {(3 * r + i, 3 * r + j) for r in range(2) for i in range(3) for j in range(3) if i != j}
+
+
+def test_matching_without_descriptors_says_what_to_do():
+    points, confidence = torch.rand(1, SIZE, SIZE, 3) + 1.0, torch.zeros(1, SIZE, SIZE)
+    output = PairOutput(
+        points_first=points, points_second=points, confidence_first=confidence, confidence_second=confidence
+    )
+    truth = pair_truth(facing_wall([2.0, 2.0], [0.0, 0.1]), torch.tensor([0]), torch.tensor([1]), PATCH)
+    with pytest.raises(InvalidDataError, match="descriptor_width"):
+        pretrain_loss(output, truth, confidence_alpha=0.2, matching_weight=0.3, temperature=0.07)
+    without = pretrain_loss(output, truth, confidence_alpha=0.2, matching_weight=0.0, temperature=0.07)
+    torch.testing.assert_close(without.total, without.confidence)

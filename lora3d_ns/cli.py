@@ -6,7 +6,7 @@ Nothing heavy is imported before a job is chosen, so `lora3d --help` answers at 
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +116,131 @@ class BenchmarkMemory:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkNetwork:
+    """Validation of a network on unseen pairs of each domain of rooms, beside two baselines."""
+
+    network: str = "rooms"
+    """Network by name or path."""
+    domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
+    """Domains of rooms; `clutter` and `moving` are there too."""
+    pairs: int = 200
+    """Unseen pairs of each domain."""
+    seed: int | None = None
+    """Another number gives other rooms of the same kind."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the validation and prints its table."""
+        from lora3d_ns.rooms.benchmark_network import (
+            NetworkBenchmarkSettings,
+            run_network_benchmark,
+            validation_table,
+        )
+
+        settings = NetworkBenchmarkSettings(
+            network=self.network, domains=self.domains, pairs=self.pairs, device=self.device, json_file=self.json
+        )
+        if self.seed is not None:
+            settings = replace(settings, seed=self.seed)
+        print(validation_table(run_network_benchmark(settings)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRooms:
+    """rooms-v1: named arms on 24 fixed scenes, test photos that no calibration sees."""
+
+    network: str = "rooms"
+    """Network by name or path."""
+    arms: tuple[str, ...] = ("pretrained",)
+    """What to compare."""
+    domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
+    """Domains of rooms; `clutter` and `moving` are extra lists."""
+    scenes: int = 6
+    """Scenes per domain; the fixed list has six."""
+    seed_offset: int = 0
+    """Another number gives other, never used scenes of the same kind."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the benchmark and prints its table."""
+        from lora3d_ns.network.checkpoints import load_network
+        from lora3d_ns.rooms.benchmark import benchmark_markdown, run_rooms_benchmark
+
+        network = load_network(self.network, device=self.device)
+        record = run_rooms_benchmark(
+            network,
+            network_name=self.network,
+            image_size=network.config.image_size,
+            arms=self.arms,
+            domains=self.domains,
+            scenes=self.scenes,
+            seed_offset=self.seed_offset,
+            json_path=self.json,
+        )
+        print(benchmark_markdown(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Trains the bundled network from scratch on rooms; a training found in the folder is continued.
+
+    What is no option here is a documented field of `lora3d_ns.rooms.pretrain.PretrainSettings`.
+    """
+
+    folder: Path = Path("outputs/pretrain")
+    """Checkpoints, log, curves, and on a CPU the cached photos."""
+    export: Path | None = None
+    """Where to write the averaged weights at the end (safetensors, float16)."""
+    steps: int = 20_000
+    """Length of the whole training."""
+    minutes: float | None = None
+    """Ends it earlier, after so much active time over all runs."""
+    learning_rate: float = 1e-3
+    """Of the stable phase."""
+    seed: int = 0
+    """Of the initial weights."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    threads: int | None = None
+    """CPU threads; None for all cores."""
+    validate_every: int = 1000
+    """Steps between validations."""
+
+    def run(self) -> None:
+        """Trains, prints the validation and writes the weights."""
+        from lora3d_ns.rooms.pretrain import PretrainSettings, run_pretraining
+        from lora3d_ns.rooms.validation import headline
+
+        settings = PretrainSettings(
+            folder=self.folder,
+            steps=self.steps,
+            minutes=self.minutes,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            device=self.device,
+            validate_every=self.validate_every,
+        )
+        if self.threads is not None:
+            settings = replace(settings, threads=self.threads)
+        result = run_pretraining(settings)
+        for domain, metrics in result.validation.items():
+            print(f"{domain}: {headline(metrics)}")
+        if self.export is not None:
+            import torch
+
+            from lora3d_ns.network.checkpoints import save_network
+
+            save_network(result.network, self.export, dtype=torch.float16)
+            print(f"Weights:  {self.export}")
+
+
 def _print_record(record: dict[str, object]) -> None:
     width = max(len(key) for key in record)
     for key, value in record.items():
@@ -129,9 +254,12 @@ _DESCRIPTION = (
 Benchmark = (
     Annotated[BenchmarkInference, subcommand("inference", prefix_name=False)]
     | Annotated[BenchmarkMemory, subcommand("memory", prefix_name=False)]
+    | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]
+    | Annotated[BenchmarkRooms, subcommand("rooms", prefix_name=False)]
 )
 Job = (
     Annotated[Demo, subcommand("demo", prefix_name=False)]
+    | Annotated[Pretrain, subcommand("pretrain", prefix_name=False)]
     | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
 )
 

@@ -316,8 +316,8 @@ class Scene:
     cameras: Cameras
     points: Float32[Tensor, "points 3"]
     colors: UInt8[Tensor, "points 3"]
-    point_weights: Float32[Tensor, "points"]
-    point_views: Int32[Tensor, "points"]
+    point_weights: Float32[Tensor, " points"]
+    point_views: Int32[Tensor, " points"]
     provenance: Mapping[str, object]
     format_version: int
 

@@ -124,8 +124,8 @@ class RelativePoseErrors:
             estimate both do not move, 180 where only one of them moves.
     """
 
-    rotation_deg: Float[Tensor, "pairs"]
-    translation_deg: Float[Tensor, "pairs"]
+    rotation_deg: Float[Tensor, " pairs"]
+    translation_deg: Float[Tensor, " pairs"]
 
     def rotation_accuracy(self, threshold_deg: float) -> float:
         """RRA@τ: share of pairs whose rotation error is below the threshold."""
@@ -208,7 +208,7 @@ def accuracy_completeness(
 # --- confidence -----------------------------------------------------------------------------------
 
 
-def rank_correlation(confidence: Float[Tensor, "pixels"], error: Float[Tensor, "pixels"]) -> float:
+def rank_correlation(confidence: Float[Tensor, " pixels"], error: Float[Tensor, " pixels"]) -> float:
     """Spearman's rank correlation of confidence and true error: -1 where confidence orders the errors perfectly.
 
     Raises:
@@ -223,7 +223,7 @@ def rank_correlation(confidence: Float[Tensor, "pixels"], error: Float[Tensor, "
 
 
 def sparsification_error(
-    confidence: Float[Tensor, "pixels"], error: Float[Tensor, "pixels"], steps: int = 100
+    confidence: Float[Tensor, " pixels"], error: Float[Tensor, " pixels"], steps: int = 100
 ) -> float:
     """AUSE: how much worse than the true errors the confidence chooses what to leave out, 0 at best.
 

@@ -34,8 +34,8 @@ def focal_from_points(
 
     `f* = argmin_f sum_p w_p |(u', v')_p - f (X, Y)_p / Z_p|` with pixels counted from the image's centre (DUSt3R, arXiv
     2312.14132, Sec. 3.3), by Weiszfeld's iteration: least squares, re-weighted by the inverse residual, from the median
-    of the single pixels' estimates. Points behind the camera, or more than 80 degrees from its axis, do not count: one of
-    them would outweigh all others.
+    of the single pixels' estimates. Points behind the camera, or more than 80 degrees from its axis, do not count: one
+    of them would outweigh all others.
 
     Returns:
         The focal length; NaN where no point lies before the camera.

@@ -42,7 +42,7 @@ def weighted_similarity(
 
 
 def weighted_scale(
-    source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"], weights: Float[Tensor, "points"]
+    source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"], weights: Float[Tensor, " points"]
 ) -> Float[Tensor, ""]:
     """The scale s that minimises `sum_p w_p |s x_p - y_p|` (Weiszfeld: re-weighted least squares, 10 times)."""
     dot, square = (source * target).sum(dim=-1), source.square().sum(dim=-1)

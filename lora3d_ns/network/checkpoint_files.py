@@ -7,9 +7,7 @@ torch's restricted unpickler reads it. No code of a file is ever run.
 import argparse
 import contextlib
 import errno
-import io
 import os
-import pickletools
 import shutil
 import threading
 import zipfile
@@ -26,8 +24,8 @@ from lora3d_ns.errors import (
     CheckpointWriteError,
     CorruptCheckpointError,
     DiskSpaceError,
-    UnsafeCheckpointError,
 )
+from lora3d_ns.network.checkpoint_pickles import refuse_unsafe_pickle
 
 _MIB = 2**20
 # A directory of tensors needs no more; the official checkpoint's has about 0.2 MiB.
@@ -37,20 +35,6 @@ DISK_MARGIN = 64 * _MIB
 
 _SAVED_AGAIN = "Load it where it was made and save it again with `torch.save`"
 _DOWNLOAD_AGAIN = "Delete the file and download or copy it again"
-
-# Globals that the pickle of a plain checkpoint asks for: tensors, and the arguments of the training script. Torch's
-# own list of harmless globals is longer (sparse and quantized tensors, say), and no DUSt3R checkpoint needs it.
-_STORAGES = ("Float", "Half", "BFloat16", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")
-_ALLOWED_GLOBALS = frozenset(
-    {
-        "argparse.Namespace",
-        "collections.OrderedDict",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_tensor_v2",
-        "torch.Size",
-        *(f"torch.{name}Storage" for name in _STORAGES),
-    }
-)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -210,11 +194,11 @@ def read_pth(path: Path) -> CheckpointContents:
         start = b"" if is_zip else file.read(_LARGEST_PICKLE)
     if not is_zip:
         # Either a bare pickle or torch's format before 1.6: not read at all, but a hostile one is called by its name.
-        _refuse_unsafe_pickle(start, path)
+        refuse_unsafe_pickle(start, path)
         raise CorruptCheckpointError(
             "the file is damaged, or in torch's format from before version 1.6", way_out=_SAVED_AGAIN, path=path
         )
-    _refuse_unsafe_pickle(_checked_pickle_of_zip(path), path)
+    refuse_unsafe_pickle(_checked_pickle_of_zip(path), path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -288,52 +272,6 @@ def _ends_in_pickle(record: zipfile.ZipInfo) -> bool:
 def _is_plainly_stored(record: zipfile.ZipInfo) -> bool:
     encrypted = bool(record.flag_bits & 0x1)
     return record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size and not encrypted
-
-
-def _refuse_unsafe_pickle(data: bytes, path: Path) -> None:
-    """Raises if one of the pickles at the start of `data` asks for a global that no checkpoint needs."""
-    for name in _globals_asked_for(data):
-        if name not in _ALLOWED_GLOBALS:
-            raise UnsafeCheckpointError(
-                f"the pickle in the file asks for {name[:120]!a}, which loading tensors does not need; "
-                "nothing of it was executed",
-                way_out="Do not use this file; get the checkpoint as safetensors, or from its official source",
-                path=path,
-            )
-
-
-def _globals_asked_for(data: bytes) -> Iterator[str]:
-    """Names of all globals in the pickles that follow each other in `data`, up to the first damaged byte.
-
-    The names of protocol 4 are taken from the stack; following the strings last pushed finds them in every pickle that
-    a pickler wrote, and gives some other, equally refused name for one made by hand.
-    """
-    stream = io.BytesIO(data)
-    strings: list[str] = []
-    memo: dict[int, str] = {}
-    while stream.tell() < len(data):
-        try:
-            for opcode, argument, _ in pickletools.genops(stream):
-                match opcode.name:
-                    case "GLOBAL" | "INST":
-                        yield str(argument).replace(" ", ".", 1)
-                    case "STACK_GLOBAL":
-                        yield ".".join(strings[-2:])
-                    case "EXT1" | "EXT2" | "EXT4":
-                        yield f"extension {argument}"
-                    case "MEMOIZE":
-                        memo[len(memo)] = strings[-1] if strings else ""
-                    case "PUT" | "BINPUT" | "LONG_BINPUT" if isinstance(argument, int):
-                        memo[argument] = strings[-1] if strings else ""
-                    case "GET" | "BINGET" | "LONG_BINGET" if isinstance(argument, int):
-                        strings.append(memo.get(argument, ""))
-                    case _ if isinstance(argument, str):
-                        strings.append(argument)
-                    case _:
-                        pass
-        # Damaged from here on; who reads it next says so. pickletools raises ValueError and what decoding raises.
-        except (ValueError, OverflowError, MemoryError, EOFError, IndexError):
-            return
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ def network_mask(
 
 
 def _integrals(
-    values: Bool[np.ndarray, "length other"] | Float[np.ndarray, "length other"], edges: Float[np.ndarray, "edges"]
+    values: Bool[np.ndarray, "length other"] | Float[np.ndarray, "length other"], edges: Float[np.ndarray, " edges"]
 ) -> Float[np.ndarray, "pixels other"]:
     """Integral of piecewise constant values between successive edges, along the first axis; zero outside."""
     # Counts at source resolution are whole numbers, and large.

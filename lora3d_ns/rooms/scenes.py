@@ -66,7 +66,7 @@ class RoomScenes:
 
     seed: int
     domain: RoomDomain
-    indices: Int64[Tensor, "scenes"]
+    indices: Int64[Tensor, " scenes"]
     room_size_m: Float32[Tensor, "scenes 3"]
     kind: Int64[Tensor, "scenes surfaces"]
     valid: Bool[Tensor, "scenes surfaces"]
@@ -82,7 +82,7 @@ class RoomScenes:
     light_position_m: Float32[Tensor, "scenes lights 3"]
     light_color: Float32[Tensor, "scenes lights 3"]
     ambient_color: Float32[Tensor, "scenes 3"]
-    exposure: Float32[Tensor, "scenes"]
+    exposure: Float32[Tensor, " scenes"]
 
     def __len__(self) -> int:
         return len(self.indices)

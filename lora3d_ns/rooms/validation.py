@@ -14,6 +14,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lora3d_ns.errors import InvalidDataError, SettingsError
+from lora3d_ns.evaluation.metrics import rank_correlation, rotation_angle_deg
+from lora3d_ns.geometry.similarity import weighted_similarity
 from lora3d_ns.network.base import PairNetwork, PairOutput
 from lora3d_ns.rooms.cameras import pairwise_overlap, sample_views
 from lora3d_ns.rooms.domains import domain_by_name
@@ -49,8 +51,8 @@ class ValidationPairs:
     points_first: Float32[Tensor, "pairs height width 3"]
     points_second: Float32[Tensor, "pairs height width 3"]
     T_first_second: Float32[Tensor, "pairs 4 4"]
-    mean_depth_m: Float32[Tensor, "pairs"]
-    overlap: Float32[Tensor, "pairs"]
+    mean_depth_m: Float32[Tensor, " pairs"]
+    overlap: Float32[Tensor, " pairs"]
 
     def __len__(self) -> int:
         return len(self.overlap)
@@ -149,26 +151,6 @@ def _pairs_of(made: RoomRenders, room: int, chosen: Tensor, overlap: Tensor) -> 
 # --- from point maps to poses and errors --------------------------------------------------------
 
 
-def weighted_similarity(
-    source: Float[Tensor, "batch points 3"],
-    target: Float[Tensor, "batch points 3"],
-    weights: Float[Tensor, "batch points"],
-) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch 3 3"], Float[Tensor, "batch 3"]]:
-    """Scale, rotation and translation that minimise `sum_p w_p ||s R x_p + t - y_p||^2` (Umeyama, 1991)."""
-    share = (weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12))[..., None]
-    mean_source, mean_target = (share * source).sum(dim=1), (share * target).sum(dim=1)
-    centred_source, centred_target = source - mean_source[:, None], target - mean_target[:, None]
-    covariance = (share * centred_target).mT @ centred_source
-    U, singular, Vh = torch.linalg.svd(covariance.double())
-    sign = torch.ones_like(singular)
-    sign[:, 2] = torch.linalg.det(U @ Vh)
-    rotation = (U @ (sign[..., None] * Vh)).to(source.dtype)
-    variance = (share * centred_source.square()).sum(dim=(1, 2))
-    scale = (singular * sign).sum(dim=1).to(source.dtype) / variance.clamp_min(1e-12)
-    translation = mean_target - scale[:, None] * (rotation @ mean_source[..., None])[..., 0]
-    return scale, rotation, translation
-
-
 def relative_poses(forward: PairOutput, backward: PairOutput) -> Float[Tensor, "pairs 4 4"]:
     """Poses T_i_j of the second cameras in the first ones' frames, from the predictions of both orders.
 
@@ -187,13 +169,14 @@ def relative_poses(forward: PairOutput, backward: PairOutput) -> Float[Tensor, "
     weights = joined(forward.confidence_first, forward.confidence_second) * joined(
         backward.confidence_second, backward.confidence_first
     )
-    _, rotation, translation = weighted_similarity(
+    second_to_first = weighted_similarity(
         joined(backward.points_second, backward.points_first),
         joined(forward.points_first, forward.points_second),
         weights + _LEAST_WEIGHT,
     )
+    rotation = second_to_first.rotation
     T_first_second = torch.eye(4, dtype=rotation.dtype, device=rotation.device).repeat(batch, 1, 1)
-    T_first_second[:, :3, :3], T_first_second[:, :3, 3] = rotation, translation
+    T_first_second[:, :3, :3], T_first_second[:, :3, 3] = rotation, second_to_first.translation
     return T_first_second
 
 
@@ -201,9 +184,7 @@ def rotation_errors_deg(
     estimate: Float[Tensor, "*batch 3 3"], truth: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch"]:
     """Angle of the rotation between the two, in degrees."""
-    # ||R - R'||_F = 2 sqrt(2) sin(angle / 2): exact for small angles too, where the arc cosine of the trace is not.
-    half_sine = (estimate.double() - truth.double()).flatten(-2).norm(dim=-1) / 8**0.5
-    return torch.rad2deg(2.0 * torch.asin(half_sine.clamp(max=1.0))).to(estimate.dtype)
+    return rotation_angle_deg(estimate.mT @ truth)
 
 
 def direction_errors_deg(
@@ -238,12 +219,6 @@ def scaled_point_distances(
     return distances[:, :pixels].unflatten(1, shape), distances[:, pixels:].unflatten(1, shape)
 
 
-def rank_correlation(a: Float[Tensor, "values"], b: Float[Tensor, "values"]) -> float:
-    """Spearman's rank correlation; ties are broken by position."""
-    ranks = torch.stack([values.argsort().argsort() for values in (a, b)]).double()
-    return float(torch.corrcoef(ranks)[0, 1])
-
-
 # --- metrics ------------------------------------------------------------------------------------
 
 
@@ -257,9 +232,9 @@ class PairErrors:
         point_error: Mean distance of both point maps to the truth, after one scale per pair, over the mean depth.
     """
 
-    rotation_deg: Float32[Tensor, "pairs"]
-    translation_deg: Float32[Tensor, "pairs"]
-    point_error: Float32[Tensor, "pairs"]
+    rotation_deg: Float32[Tensor, " pairs"]
+    translation_deg: Float32[Tensor, " pairs"]
+    point_error: Float32[Tensor, " pairs"]
 
     def medians(self) -> dict[str, float]:
         """Medians under the benchmark's names."""

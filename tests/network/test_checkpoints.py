@@ -573,12 +573,31 @@ def test_hostile_pickles_are_named_and_not_executed(tmp_path: Path, where: str, 
 @pytest.mark.parametrize("kind", ["system", "eval", "exec"])
 def test_torch_itself_is_asked_not_to_execute(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The second line of defence, with the scan switched off.
-    monkeypatch.setattr(checkpoint_files, "_refuse_unsafe_pickle", lambda *_: None)
+    monkeypatch.setattr(checkpoint_files, "refuse_unsafe_pickle", lambda *_: None)
     marker, path = tmp_path / "executed", tmp_path / "hostile.pth"
     _write_hostile(path, _payloads(marker)[kind], "namespace")
     with pytest.raises(CorruptCheckpointError):
         load_network(path)
     assert not marker.exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("nest", [lambda inner: (inner, inner), lambda inner: (inner, inner, inner, 0)], ids=["2", "4"])
+def test_tuples_nested_in_themselves_do_not_hang(tmp_path: Path, nest: Callable[[tuple], tuple]) -> None:
+    bomb: tuple = ("grows",)
+    for _ in range(60):
+        bomb = nest(bomb)
+
+    class Key:
+        """Unpickles to a dictionary with the bomb as key, which has to be hashed; pickling it does not hash it."""
+
+        def __reduce__(self) -> tuple:
+            return (OrderedDict, ([[bomb, 0]],))
+
+    path = tmp_path / "bomb.pth"
+    torch.save({"model": {}, "args": Key()}, path)
+    with pytest.raises(UnsafeCheckpointError, match="over and over"):
+        load_network(path)
 
 
 def test_allow_listing_is_undone(tmp_path: Path) -> None:

@@ -444,6 +444,6 @@ def test_hostile_pickles_without_an_archive(samples: _Samples, data: st.DataObje
 def test_hostile_pickles_that_torch_alone_has_to_stop(samples: _Samples, data: st.DataObject) -> None:
     # The second line of defence: the same with the scan switched off.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora3d_ns.network.checkpoint_files._refuse_unsafe_pickle", lambda *_: None)
+        patch.setattr("lora3d_ns.network.checkpoint_files.refuse_unsafe_pickle", lambda *_: None)
         program = data.draw(_programs(str(samples.marker)))
         samples.try_bytes(_pth_with_pickle(samples, program), "second.pth")

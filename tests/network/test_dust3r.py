@@ -93,18 +93,15 @@ def test_encoding_once_equals_encoding_for_each_pair(head: str, tiny_network) ->
 def test_gradients_reach_every_parameter_that_takes_part(head: str, tiny_network) -> None:
     network = tiny_network(head, descriptor_width=8)
     output = network(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 48))
-    total = sum(
-        (getattr(output, name) ** 2).sum()
-        for name in (
-            "points_first",
-            "points_second",
-            "confidence_first",
-            "confidence_second",
-            "descriptors_first",
-            "descriptors_second",
-        )
+    everything = (
+        output.points_first,
+        output.points_second,
+        output.confidence_first,
+        output.confidence_second,
+        output.descriptors_first,
+        output.descriptors_second,
     )
-    total.backward()
+    torch.stack([values.square().sum() for values in everything]).sum().backward()
     unused = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     # The official coarsest fusion block has nothing finer to add and never uses its first unit.
     assert all("refinenet4.resConfUnit1" in name for name in unused)

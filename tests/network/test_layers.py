@@ -38,8 +38,8 @@ def test_self_attention_equals_the_naive_one_in_value_and_gradient() -> None:
 
     def naive(x: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.qkv(x).unflatten(-1, (3, 2, 8)).unbind(2)
-        turned = [rotate_naively(tokens, 2, 3, 100.0) for tokens in (query, key)]
-        return attention.proj(attend_naively(*turned, value))
+        query, key = (rotate_naively(tokens, 2, 3, 100.0) for tokens in (query, key))
+        return attention.proj(attend_naively(query, key, value))
 
     fast = attention(x, _grid(2, 3))
     torch.testing.assert_close(fast, naive(x), rtol=0, atol=1e-6)

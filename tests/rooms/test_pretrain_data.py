@@ -1,6 +1,7 @@
 """Training data: the same for the same step, the same from the cache as rendered, and true in a mirror."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from lora3d_ns.rooms.pretrain_data import (
     CachedRooms,
     GroupSampling,
     RenderedRooms,
+    RoomViewGroups,
     RoomViewSettings,
     cache_rooms,
     mirror_groups,
-    ordered_pairs,
+    photos_and_pairs,
 )
-from lora3d_ns.rooms.pretrain_loss import pair_truth
+from lora3d_ns.rooms.pretrain_loss import PairTruth, pair_truth, points_from_depth
 
 SMALL = RoomViewSettings(view_count=4, image_size_px=32, supersample=1)
 SAMPLING = GroupSampling(scene_count=64, rooms_per_step=4, views_per_room=3, first_window=3, window_steps=10)
@@ -76,18 +78,54 @@ def test_the_window_grows_from_near_views_to_the_whole_path():
     assert SAMPLING.pairs_per_step == 24
 
 
+def _truth(groups: RoomViewGroups, views: tuple[int, int]) -> PairTruth:
+    return pair_truth(groups.photos(views[0]), groups.photos(views[1]), 8)
+
+
 def test_mirrored_truth_is_the_truth_mirrored(cached: CachedRooms):
     groups = cached.load([1, 2], np.array([[0, 1], [2, 3]]))
     mirrored = mirror_groups(groups, torch.tensor([True, False]))
-    first, second = ordered_pairs(2, 2)
-    plain, seen = pair_truth(groups, first, second, 8), pair_truth(mirrored, first, second, 8)
+    plain, seen = (_truth(made, (0, 1)) for made in (groups, mirrored))
     for name in ("points_first", "points_second"):
-        expected = getattr(plain, name)[:2].flip(2) * torch.tensor([-1.0, 1.0, 1.0])
-        torch.testing.assert_close(getattr(seen, name)[:2], expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(getattr(seen, name)[2:], getattr(plain, name)[2:])
+        expected = getattr(plain, name)[:1].flip(2) * torch.tensor([-1.0, 1.0, 1.0])
+        torch.testing.assert_close(getattr(seen, name)[:1], expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(getattr(seen, name)[1:], getattr(plain, name)[1:])
     determinants = torch.linalg.det(mirrored.T_world_camera[..., :3, :3])
     torch.testing.assert_close(determinants, torch.ones_like(determinants))
     assert torch.equal(mirrored.rgb[0], groups.rgb[0].flip(-1))
+
+
+def test_all_ordered_pairs_within_rooms_by_size(cached: CachedRooms):
+    square = cached.load([1, 2], np.array([[0, 1, 2], [0, 1, 2]]))
+    landscape, portrait = (24, 32), (32, 24)
+    groups = replace(square, sizes=(landscape, portrait, landscape))
+    photos, batches = photos_and_pairs(groups)
+    assert {size: len(made.rgb) for size, made in photos.items()} == {landscape: 4, portrait: 2}
+    found = set()
+    for batch in batches:
+        first, second = photos[batch.first_size].select(batch.first), photos[batch.second_size].select(batch.second)
+        assert (first.size, second.size) == (batch.first_size, batch.second_size)
+        for one, other in zip(first.T_world_camera, second.T_world_camera, strict=True):
+            places = [
+                next((r, v) for r in range(2) for v in range(3) if torch.equal(groups.T_world_camera[r, v], T))
+                for T in (one, other)
+            ]
+            found.add((places[0], places[1]))
+    assert found == {((r, i), (r, j)) for r in range(2) for i in range(3) for j in range(3) if i != j}
+
+
+def test_a_cropped_photo_keeps_its_points(cached: CachedRooms):
+    photos = cached.load([3], np.array([[0, 1]])).photos(0)
+    cropped = photos.crop((24, 32))
+    points = points_from_depth(photos.depth_m, photos.K)
+    torch.testing.assert_close(points_from_depth(cropped.depth_m, cropped.K), points[:, 4:28])
+
+
+def test_half_of_the_steps_have_photos_of_a_phone(cached: CachedRooms):
+    sizes = [SAMPLING.draw(cached, step).sizes for step in range(40)]
+    assert {size for step in sizes for size in step} == {(32, 32), (24, 32), (32, 24)}
+    square = sum(step == ((32, 32),) * 3 for step in sizes)
+    assert 10 <= square <= 30
 
 
 def test_photos_of_a_group_are_changed_alike(cached: CachedRooms):
@@ -108,6 +146,7 @@ def test_photos_of_a_group_are_changed_alike(cached: CachedRooms):
     [
         {"scene_count": 0}, {"rooms_per_step": 65}, {"views_per_room": 1}, {"first_window": 2}, {"window_steps": -1},
         {"gain_range": (0.0, 1.0)}, {"gamma_range": (2.0, 1.0)}, {"tint": 1.0},
+        {"phone_share": 1.1}, {"landscape_share": -0.1},
     ],
 )  # fmt: skip
 def test_sampling_that_makes_no_sense_is_refused(change: dict):

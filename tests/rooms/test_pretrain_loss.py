@@ -8,7 +8,7 @@ from reference import pretrain_loss as reference
 
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.network.base import PairOutput
-from lora3d_ns.rooms.pretrain_data import RoomViewGroups, ordered_pairs
+from lora3d_ns.rooms.pretrain_data import Photos
 from lora3d_ns.rooms.pretrain_loss import (
     confidence_loss,
     matching_loss,
@@ -148,43 +148,38 @@ def test_matching_loss_agrees_with_the_slow_twin_in_value_and_gradient():
 SIZE, PATCH, FOCAL = 32, 8, 32.0
 
 
-def facing_wall(distances: list[float], shifts_m: list[float]) -> RoomViewGroups:
-    """Cameras side by side that look straight at a wall, each at its distance."""
-    count = len(distances)
-    K = torch.tensor([[FOCAL, 0.0, SIZE / 2], [0.0, FOCAL, SIZE / 2], [0.0, 0.0, 1.0]])
-    T = torch.eye(4).repeat(1, count, 1, 1)
-    T[0, :, 0, 3] = torch.tensor(shifts_m)
-    T[0, :, 2, 3] = -torch.tensor(distances)
-    depth = torch.tensor(distances)[:, None, None].expand(count, SIZE, SIZE)[None].clone()
-    return RoomViewGroups(
-        rgb=torch.zeros(1, count, 3, SIZE, SIZE), depth_m=depth, K=K.expand(1, count, 3, 3).clone(), T_world_camera=T
+def facing_wall(distance_m: float, shift_m: float = 0.0, *, height_px: int = SIZE, width_px: int = SIZE) -> Photos:
+    """A camera that looks straight at a wall from a distance, moved to the right by `shift_m`."""
+    K = torch.tensor([[FOCAL, 0.0, width_px / 2], [0.0, FOCAL, height_px / 2], [0.0, 0.0, 1.0]])
+    T = torch.eye(4)
+    T[0, 3], T[2, 3] = shift_m, -distance_m
+    return Photos(
+        rgb=torch.zeros(1, 3, height_px, width_px),
+        depth_m=torch.full((1, height_px, width_px), distance_m),
+        K=K[None],
+        T_world_camera=T[None],
     )
 
 
 def test_truth_of_both_photos_is_in_the_first_camera():
-    groups = facing_wall([2.0, 3.0], [0.0, 0.5])
-    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
+    first, second = facing_wall(2.0), facing_wall(3.0, 0.5)
+    truth = pair_truth(first, second, PATCH)
     torch.testing.assert_close(truth.points_first[..., 2], torch.full((1, SIZE, SIZE), 2.0))
     # The wall is where it is, whoever looks.
     torch.testing.assert_close(truth.points_second[..., 2], torch.full((1, SIZE, SIZE), 2.0))
-    expected = points_from_depth(groups.depth_m[0, 1:], groups.K[0, 1:]) + torch.tensor([0.5, 0.0, -1.0])
+    expected = points_from_depth(second.depth_m, second.K) + torch.tensor([0.5, 0.0, -1.0])
     torch.testing.assert_close(truth.points_second, expected)
 
 
 def test_matches_of_a_photo_with_itself_are_the_patches_themselves():
-    groups = facing_wall([2.0], [0.0])
-    matches = patch_matches(
-        groups.depth_m[0], groups.K[0], groups.T_world_camera[0],
-        groups.depth_m[0], groups.K[0], groups.T_world_camera[0], PATCH,
-    )  # fmt: skip
+    matches = patch_matches(facing_wall(2.0), facing_wall(2.0), PATCH)
     # The middle pixel's centre is half a pixel beside the middle of an even patch.
     assert matches.diagonal(dim1=-2, dim2=-1).min() >= (1 - 0.5 / PATCH) ** 2 - 1e-6
     torch.testing.assert_close(matches.sum(dim=-1), torch.ones(1, (SIZE // PATCH) ** 2))
 
 
 def test_matches_agree_with_weights_computed_by_hand_and_end_at_the_border():
-    groups = facing_wall([2.0, 2.0], [0.0, 0.35])
-    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
+    truth = pair_truth(facing_wall(2.0), facing_wall(2.0, 0.35), PATCH)
     row, column = 1, 2
     u, v = PATCH * column + PATCH // 2 + 0.5, PATCH * row + PATCH // 2 + 0.5
     point_j = [(u - SIZE / 2) / FOCAL * 2.0 - 0.35, (v - SIZE / 2) / FOCAL * 2.0, 2.0]
@@ -195,19 +190,23 @@ def test_matches_agree_with_weights_computed_by_hand_and_end_at_the_border():
     assert truth.matches_second[0, 3::4].sum() == 0
 
 
+def test_matches_of_landscape_and_portrait_meet_in_the_middle():
+    truth = pair_truth(
+        facing_wall(2.0, height_px=16, width_px=SIZE), facing_wall(2.0, height_px=SIZE, width_px=16), PATCH
+    )
+    assert truth.matches_first.shape == (1, 8, 8)
+    seen = truth.matches_first[0].sum(dim=-1).reshape(2, 4)
+    torch.testing.assert_close(seen, torch.tensor([[0.0, 1.0, 1.0, 0.0]]).expand(2, 4))
+    # Patch (0, 1) of the landscape lies on patch (1, 0) of the portrait.
+    assert truth.matches_first[0, 1].argmax() == 2
+
+
 def test_matches_stop_at_what_stands_in_front():
-    groups = facing_wall([2.0, 2.0], [0.0, 0.0])
-    groups.depth_m[0, 1, :, : SIZE // 2] = 1.0
-    truth = pair_truth(groups, torch.tensor([0]), torch.tensor([1]), PATCH)
-    seen = truth.matches_first[0].sum(dim=-1).reshape(4, 4)
+    second = facing_wall(2.0)
+    second.depth_m[:, :, : SIZE // 2] = 1.0
+    seen = patch_matches(facing_wall(2.0), second, PATCH)[0].sum(dim=-1).reshape(4, 4)
     assert seen[:, :2].sum() == 0
     torch.testing.assert_close(seen[:, 2:], torch.ones(4, 2))
-
-
-def test_ordered_pairs_are_all_pairs_within_a_room():
-    first, second = ordered_pairs(2, 3)
-    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
-    assert pairs == {(3 * r + i, 3 * r + j) for r in range(2) for i in range(3) for j in range(3) if i != j}
 
 
 def test_matching_without_descriptors_says_what_to_do():
@@ -215,7 +214,7 @@ def test_matching_without_descriptors_says_what_to_do():
     output = PairOutput(
         points_first=points, points_second=points, confidence_first=confidence, confidence_second=confidence
     )
-    truth = pair_truth(facing_wall([2.0, 2.0], [0.0, 0.1]), torch.tensor([0]), torch.tensor([1]), PATCH)
+    truth = pair_truth(facing_wall(2.0), facing_wall(2.0, 0.1), PATCH)
     with pytest.raises(InvalidDataError, match="descriptor_width"):
         pretrain_loss(output, truth, confidence_alpha=0.2, matching_weight=0.3, temperature=0.07)
     without = pretrain_loss(output, truth, confidence_alpha=0.2, matching_weight=0.0, temperature=0.07)

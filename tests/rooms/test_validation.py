@@ -13,12 +13,10 @@ from lora3d_ns.rooms.validation import (
     direction_errors_deg,
     headline,
     pair_errors,
-    rank_correlation,
     relative_poses,
     rotation_errors_deg,
     sample_validation_pairs,
     validate,
-    weighted_similarity,
 )
 
 
@@ -61,8 +59,8 @@ class Oracle:
         return PairOutput(
             points_first=points_first,
             points_second=points_second,
-            confidence_first=torch.ones(points_first.shape[:3]),
-            confidence_second=torch.ones(points_first.shape[:3]),
+            confidence_first=1.0 + torch.rand(points_first.shape[:3]),
+            confidence_second=1.0 + torch.rand(points_first.shape[:3]),
         )
 
     def own(self, k: int) -> torch.Tensor:
@@ -118,20 +116,6 @@ def test_point_error_of_points_moved_by_a_tenth_of_the_depth(pairs: ValidationPa
     assert errors.rotation_deg.max() < 1e-3
 
 
-def test_similarity_of_points_is_recovered():
-    points = torch.randn(2, 50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    R = torch.stack([rotation([1.0, 2.0, 3.0], 40.0), rotation([0.0, 1.0, 0.0], 170.0)])
-    scale, t = torch.tensor([0.5, 3.0], dtype=torch.float64), torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.0]]).double()
-    target = scale[:, None, None] * points @ R.mT + t[:, None]
-    weights = torch.rand(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for found, expected in zip(weighted_similarity(points, target, weights), (scale, R, t), strict=True):
-        torch.testing.assert_close(found, expected)
-    mirrored = target * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.linalg.det(weighted_similarity(points, mirrored, weights)[1]), torch.ones(2).double()
-    )
-
-
 def test_points_of_low_confidence_hardly_count_for_poses(pairs: ValidationPairs):
     oracle = Oracle(pairs)
     first, second = oracle.encode(pairs.images_first), oracle.encode(pairs.images_second)
@@ -156,14 +140,6 @@ def test_angles_of_rotations_and_directions():
     assert direction_errors_deg(2 * a, a).item() == 0.0
     assert direction_errors_deg(-a, a).item() == pytest.approx(180.0)
     assert direction_errors_deg(0 * a, b).item() == pytest.approx(90.0)
-
-
-def test_rank_correlation_sees_order_only():
-    values = torch.tensor([0.1, 0.5, 2.0, 7.0])
-    assert rank_correlation(values, values.exp()) == pytest.approx(1.0)
-    assert rank_correlation(values, -values) == pytest.approx(-1.0)
-    # Ranks 0 1 2 3 and 1 0 3 2: 1 - 6 * 4 / (4 * 15).
-    assert rank_correlation(values, torch.tensor([2.0, 1.0, 4.0, 3.0])) == pytest.approx(0.6)
 
 
 def test_impossible_validation_is_refused():

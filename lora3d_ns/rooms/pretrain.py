@@ -44,7 +44,7 @@ from lora3d_ns.rooms.pretrain_data import (
     RoomViewSettings,
     RoomViewSource,
     cache_rooms,
-    ordered_pairs,
+    photos_and_pairs,
 )
 from lora3d_ns.rooms.pretrain_loss import pair_truth, pretrain_loss
 from lora3d_ns.rooms.validation import ValidationPairs, headline, sample_validation_pairs, validate
@@ -160,6 +160,11 @@ class PretrainSettings:
         self._check(
             self.sampling.rooms_per_step % self.shards == 0,
             f"{self.sampling.rooms_per_step} rooms per step cannot be shared among {self.threads} threads",
+        )
+        short = self.sampling.short_side_px(self.photos.image_size_px)
+        self._check(
+            self.sampling.phone_share == 0 or short % self.network.patch_size == 0,
+            f"photos of 4:3 with a short side of {short} px do not divide into patches of {self.network.patch_size}",
         )
         self._check(len(self.validation_domains) > 0, "validation_domains is empty")
 
@@ -436,22 +441,33 @@ class _Trainer:
         if on_cpu:
             torch.set_num_threads(1)
         groups = groups.to(self.device)
-        first, second = ordered_pairs(*groups.depth_m.shape[:2])
-        first, second = first.to(self.device), second.to(self.device)
-        with torch.no_grad():
-            truth = pair_truth(groups, first, second, settings.network.patch_size)
+        photos, batches = photos_and_pairs(groups)
         mode = _Float32Attention() if on_cpu and settings.mixed_precision else nullcontext()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.mixed_precision), mode:
-            encoding = self.network.encode(groups.rgb.flatten(0, 1))
-            output = self.network.decode(encoding.select(first), encoding.select(second))
-        loss = pretrain_loss(
-            output,
-            truth,
-            confidence_alpha=settings.confidence_alpha,
-            matching_weight=matching_weight,
-            temperature=settings.matching_temperature,
-        )
-        return torch.autograd.grad(loss.total, self.parameters), loss.detached()
+            encodings = {size: self.network.encode(of_size.rgb) for size, of_size in photos.items()}
+        pairs = sum(len(batch.first) for batch in batches)
+        objective, values = torch.zeros((), device=self.device), torch.zeros(5, device=self.device)
+        for batch in batches:
+            with torch.no_grad():
+                truth = pair_truth(
+                    photos[batch.first_size].select(batch.first),
+                    photos[batch.second_size].select(batch.second),
+                    settings.network.patch_size,
+                )
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.mixed_precision), mode:
+                output = self.network.decode(
+                    encodings[batch.first_size].select(batch.first), encodings[batch.second_size].select(batch.second)
+                )
+            loss = pretrain_loss(
+                output,
+                truth,
+                confidence_alpha=settings.confidence_alpha,
+                matching_weight=matching_weight,
+                temperature=settings.matching_temperature,
+            )
+            share = len(batch.first) / pairs
+            objective, values = objective + share * loss.total, values + share * loss.detached()
+        return torch.autograd.grad(objective, self.parameters), values
 
     def _validate(self, validation: dict[str, ValidationPairs], log: TrainingLog) -> dict[str, dict[str, Any]]:
         network = self.averaged_network().to(self.device)

@@ -7,7 +7,7 @@ exactly the data it would have seen.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -65,8 +65,8 @@ class RoomViewSettings:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RoomViewGroups:
-    """Some photos of each of several rooms, and their truth.
+class Photos:
+    """Photos of one size, and their truth.
 
     Attributes:
         rgb: sRGB in 0 to 1.
@@ -75,29 +75,121 @@ class RoomViewGroups:
         T_world_camera: Poses.
     """
 
+    rgb: Float32[Tensor, "batch 3 height width"]
+    depth_m: Float32[Tensor, "batch height width"]
+    K: Float32[Tensor, "batch 3 3"]
+    T_world_camera: Float32[Tensor, "batch 4 4"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.depth_m.shape[1], self.depth_m.shape[2]
+
+    def select(self, rows: Int64[Tensor, " chosen"]) -> "Photos":
+        """Some of the photos."""
+        return Photos(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def crop(self, size: tuple[int, int]) -> "Photos":
+        """The middle of the photos, (height, width); as if taken with a camera of that shape."""
+        height, width = size
+        top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
+        K = self.K.clone()
+        K[:, 0, 2] -= left
+        K[:, 1, 2] -= top
+        return Photos(
+            rgb=self.rgb[..., top : top + height, left : left + width].contiguous(),
+            depth_m=self.depth_m[..., top : top + height, left : left + width].contiguous(),
+            K=K,
+            T_world_camera=self.T_world_camera,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoomViewGroups:
+    """Some photos of each of several rooms, and their truth.
+
+    Attributes:
+        rgb, depth_m, K, T_world_camera: As in `Photos`.
+        sizes: (height, width) that each of a room's photos shall be cropped to, the same in all rooms.
+    """
+
     rgb: Float32[Tensor, "rooms views 3 height width"]
     depth_m: Float32[Tensor, "rooms views height width"]
     K: Float32[Tensor, "rooms views 3 3"]
     T_world_camera: Float32[Tensor, "rooms views 4 4"]
+    sizes: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
         return len(self.rgb)
 
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "RoomViewGroups":
+        return RoomViewGroups(
+            **{name: change(getattr(self, name)) for name in ("rgb", "depth_m", "K", "T_world_camera")},
+            sizes=self.sizes,
+        )
+
     def select(self, rooms: slice) -> "RoomViewGroups":
         """Some of the rooms."""
-        return RoomViewGroups(**{field.name: getattr(self, field.name)[rooms] for field in fields(self)})
+        return self._map(lambda tensor: tensor[rooms])
 
     def to(self, device: torch.device | str) -> "RoomViewGroups":
         """The same on another device."""
-        return RoomViewGroups(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self._map(lambda tensor: tensor.to(device))
+
+    def photos(self, view: int) -> Photos:
+        """Photo number `view` of every room, cropped to its size."""
+        return Photos(
+            rgb=self.rgb[:, view],
+            depth_m=self.depth_m[:, view],
+            K=self.K[:, view],
+            T_world_camera=self.T_world_camera[:, view],
+        ).crop(self.sizes[view])
 
 
-def ordered_pairs(rooms: int, views: int) -> tuple[Int64[Tensor, "pairs"], Int64[Tensor, "pairs"]]:
-    """All ordered pairs (i, j), i != j, within groups: indices into a flattened [rooms x views] batch."""
-    within = [(i, j) for i in range(views) for j in range(views) if i != j]
-    first, second = torch.tensor(within, dtype=torch.int64).T
-    offset = views * torch.arange(rooms)[:, None]
-    return (offset + first).flatten(), (offset + second).flatten()
+def join_photos(parts: Sequence[Photos]) -> Photos:
+    """Photos of several batches of one size, one after the other."""
+    return Photos(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Photos)})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairBatch:
+    """Ordered pairs of photos of two sizes.
+
+    Attributes:
+        first_size, second_size: (height, width); which batch of photos `first` and `second` refer to.
+        first, second: Rows of the photos of those sizes.
+    """
+
+    first_size: tuple[int, int]
+    second_size: tuple[int, int]
+    first: Int64[Tensor, " pairs"]
+    second: Int64[Tensor, " pairs"]
+
+
+def photos_and_pairs(groups: RoomViewGroups) -> tuple[dict[tuple[int, int], Photos], list[PairBatch]]:
+    """All photos of the groups by size, and all ordered pairs (i, j), i != j, within rooms by the two sizes."""
+    rooms, views = groups.depth_m.shape[:2]
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for view, size in enumerate(groups.sizes):
+        of_size.setdefault(size, []).append(view)
+    photos = {size: join_photos([groups.photos(view) for view in members]) for size, members in of_size.items()}
+    # Row of the first room's photo in the batch of its size; the other rooms follow.
+    start = {view: rooms * place for members in of_size.values() for place, view in enumerate(members)}
+    all_rooms = torch.arange(rooms, device=groups.depth_m.device)
+    batches: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[int, int]]] = {}
+    for i in range(views):
+        for j in range(views):
+            if i != j:
+                batches.setdefault((groups.sizes[i], groups.sizes[j]), []).append((i, j))
+    return photos, [
+        PairBatch(
+            first_size=first_size,
+            second_size=second_size,
+            first=torch.cat([start[i] + all_rooms for i, _ in members]),
+            second=torch.cat([start[j] + all_rooms for _, j in members]),
+        )
+        for (first_size, second_size), members in batches.items()
+    ]
 
 
 # --- where photos come from ---------------------------------------------------------------------
@@ -134,6 +226,7 @@ class RenderedRooms:
             depth_m=made.depth_m[rooms, chosen],
             K=made.K[rooms, chosen],
             T_world_camera=made.T_world_camera[rooms, chosen],
+            sizes=((self.settings.image_size_px,) * 2,) * views.shape[1],
         )
 
 
@@ -168,6 +261,7 @@ class CachedRooms:
             depth_m=depth_m.to(torch.float32),
             K=K,
             T_world_camera=T_world_camera,
+            sizes=((self.settings.image_size_px,) * 2,) * views.shape[1],
         )
 
 
@@ -258,6 +352,8 @@ class GroupSampling:
         gain_range, gamma_range: Photometric changes `gain * rgb^gamma`, one for all photos of a group.
         tint: Largest relative change of a colour channel, likewise.
         mirror: Whether half of the groups are seen in a mirror.
+        phone_share: Share of the steps with photos of 4:3, cropped from the square ones.
+        landscape_share: Share of those in landscape; the others are in portrait. One group may have both.
     """
 
     seed: int = 0
@@ -270,6 +366,8 @@ class GroupSampling:
     gamma_range: tuple[float, float] = (0.8, 1.25)
     tint: float = 0.1
     mirror: bool = True
+    phone_share: float = 0.5
+    landscape_share: float = 0.7
 
     def __post_init__(self) -> None:
         def check(condition: bool, problem: str) -> None:
@@ -290,12 +388,19 @@ class GroupSampling:
         for name in ("gain_range", "gamma_range"):
             low, high = getattr(self, name)
             check(0 < low <= high, f"{name} {(low, high)} must be positive and (low, high)")
+        for name in ("phone_share", "landscape_share"):
+            check(0 <= getattr(self, name) <= 1, f"{name} must lie within 0 and 1, not {getattr(self, name)}")
         check(0 <= self.tint < 1, f"tint must lie within 0 and 1, not {self.tint}")
 
     @property
     def pairs_per_step(self) -> int:
         """Ordered pairs of one step."""
         return self.rooms_per_step * self.views_per_room * (self.views_per_room - 1)
+
+    @staticmethod
+    def short_side_px(image_size_px: int) -> int:
+        """Short side of a photo of 4:3 whose long side is this."""
+        return 3 * image_size_px // 4
 
     def scene_indices(self, step: int) -> list[int]:
         """The rooms of a step: each room once per pass, in an order of its own for each pass."""
@@ -336,7 +441,16 @@ class GroupSampling:
         factor = torch.from_numpy(gain * tint).to(groups.rgb)[:, None, :, None, None]
         exponent = torch.from_numpy(gamma).to(groups.rgb)[:, None, :, None, None]
         rgb = (factor * groups.rgb.clamp_min(1e-4).pow(exponent)).clamp(0.0, 1.0)
-        changed = RoomViewGroups(rgb=rgb, depth_m=groups.depth_m, K=groups.K, T_world_camera=groups.T_world_camera)
+        turned = random.random() < self.phone_share
+        landscape = random.random(self.views_per_room) < self.landscape_share
+        long, short = source.settings.image_size_px, self.short_side_px(source.settings.image_size_px)
+        changed = RoomViewGroups(
+            rgb=rgb,
+            depth_m=groups.depth_m,
+            K=groups.K,
+            T_world_camera=groups.T_world_camera,
+            sizes=tuple((short, long) if lying else (long, short) for lying in landscape) if turned else groups.sizes,
+        )
         return mirror_groups(changed, torch.from_numpy(mirrored).to(rgb.device))
 
 
@@ -362,4 +476,5 @@ def mirror_groups(groups: RoomViewGroups, mirrored: Tensor) -> RoomViewGroups:
         depth_m=torch.where(mirrored[:, None, None, None], groups.depth_m.flip(-1), groups.depth_m),
         K=K,
         T_world_camera=T_world_camera,
+        sizes=groups.sizes,
     )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.network.base import PairOutput
 from lora3d_ns.rooms.cameras import reproject
-from lora3d_ns.rooms.pretrain_data import RoomViewGroups
+from lora3d_ns.rooms.pretrain_data import Photos
 
 # Another depth at the reprojected pixel than this share away means that something stands in front. Generous: the
 # reprojection is compared with the nearest pixel, and surfaces are seen at a slant.
@@ -34,25 +34,20 @@ class PairTruth:
     """
 
     points_first: Float32[Tensor, "pairs height width 3"]
-    points_second: Float32[Tensor, "pairs height width 3"]
+    points_second: Float32[Tensor, "pairs height_second width_second 3"]
     matches_first: Float32[Tensor, "pairs patches other_patches"]
     matches_second: Float32[Tensor, "pairs other_patches patches"]
 
 
-def pair_truth(
-    groups: RoomViewGroups, first: Int64[Tensor, "pairs"], second: Int64[Tensor, "pairs"], patch_size: int
-) -> PairTruth:
-    """Truth of the pairs (first[k], second[k]) of flattened [rooms x views] photos."""
-    depth, K, T_world = groups.depth_m.flatten(0, 1), groups.K.flatten(0, 1), groups.T_world_camera.flatten(0, 1)
-    points = points_from_depth(depth, K)
-    T_first_second = torch.linalg.inv(T_world[first]) @ T_world[second]
-    points_second = points[second] @ T_first_second[:, None, :3, :3].mT + T_first_second[:, None, None, :3, 3]
-    matches = [
-        patch_matches(depth[i], K[i], T_world[i], depth[j], K[j], T_world[j], patch_size)
-        for i, j in ((first, second), (second, first))
-    ]
+def pair_truth(first: Photos, second: Photos, patch_size: int) -> PairTruth:
+    """Truth of the pairs (first[k], second[k])."""
+    T_first_second = torch.linalg.inv(first.T_world_camera) @ second.T_world_camera
+    points_second = points_from_depth(second.depth_m, second.K)
     return PairTruth(
-        points_first=points[first], points_second=points_second, matches_first=matches[0], matches_second=matches[1]
+        points_first=points_from_depth(first.depth_m, first.K),
+        points_second=points_second @ T_first_second[:, None, :3, :3].mT + T_first_second[:, None, None, :3, 3],
+        matches_first=patch_matches(first, second, patch_size),
+        matches_second=patch_matches(second, first, patch_size),
     )
 
 
@@ -68,28 +63,21 @@ def points_from_depth(
     return torch.stack([x[:, None, :] * depth_m, y[:, :, None] * depth_m, depth_m], dim=-1)
 
 
-def patch_matches(
-    depth_i_m: Float32[Tensor, "batch height width"],
-    K_i: Float32[Tensor, "batch 3 3"],
-    T_world_i: Float32[Tensor, "batch 4 4"],
-    depth_j_m: Float32[Tensor, "batch height width"],
-    K_j: Float32[Tensor, "batch 3 3"],
-    T_world_j: Float32[Tensor, "batch 4 4"],
-    patch_size: int,
-) -> Float32[Tensor, "batch patches patches"]:
+def patch_matches(view_i: Photos, view_j: Photos, patch_size: int) -> Float32[Tensor, "batch patches other_patches"]:
     """How the point in the middle of each patch of view i falls on the centres of view j's patches.
 
     Bilinear weights over the four patches around the projection, clamped at the border of the photo: they say where
     the match lies more finely than the name of one patch would. A row is zero where the projection leaves the photo or
     another surface is seen there.
     """
-    height, width = depth_j_m.shape[-2:]
+    height, width = view_j.size
     rows, columns = height // patch_size, width // patch_size
-    u, v, z = (values[:, patch_size // 2 :: patch_size, patch_size // 2 :: patch_size].flatten(1) for values in
-               reproject(depth_i_m, K_i, T_world_i, K_j, T_world_j))  # fmt: skip
+    projected = reproject(view_i.depth_m, view_i.K, view_i.T_world_camera, view_j.K, view_j.T_world_camera)
+    middles = slice(patch_size // 2, None, patch_size)
+    u, v, z = (values[:, middles, middles].flatten(1) for values in projected)
     inside = (z > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     u, v = torch.where(inside, u, 0.0), torch.where(inside, v, 0.0)
-    seen = depth_j_m.flatten(1).gather(1, v.long() * width + u.long())
+    seen = view_j.depth_m.flatten(1).gather(1, v.long() * width + u.long())
     visible = inside & ((seen - z).abs() <= _SAME_DEPTH * z)
 
     def axis_weights(coordinate: Tensor, count: int) -> Tensor:
@@ -104,7 +92,7 @@ def patch_matches(
 
 def mean_distance(
     points_first: Float[Tensor, "pairs *first 3"], points_second: Float[Tensor, "pairs *second 3"]
-) -> Float[Tensor, "pairs"]:
+) -> Float[Tensor, " pairs"]:
     """z: mean distance of all points of a pair from the first camera."""
     distances = torch.cat([points_first.norm(dim=-1).flatten(1), points_second.norm(dim=-1).flatten(1)], dim=1)
     return distances.mean(dim=1)
@@ -209,7 +197,7 @@ def pretrain_loss(
     errors_first, errors_second = point_errors(
         output.points_first, output.points_second, truth.points_first, truth.points_second
     )
-    # Both photos have the same size here, so the mean of the two means is the mean over all pixels.
+    # Both photos count alike, whatever their sizes.
     confidence = 0.5 * (
         confidence_loss(errors_first, output.confidence_first, confidence_alpha)
         + confidence_loss(errors_second, output.confidence_second, confidence_alpha)

@@ -57,7 +57,7 @@ class ValidationPairs:
     def __len__(self) -> int:
         return len(self.overlap)
 
-    def select(self, rows: slice) -> "ValidationPairs":
+    def select(self, rows: slice | Tensor) -> "ValidationPairs":
         """Some of the pairs."""
         return ValidationPairs(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 

@@ -34,7 +34,8 @@ class Demo:
         from lora3d_ns.demo import run_demo
 
         report = run_demo(output=self.output, photos=self.photos, network=self.network)
-        print(f"Picture:  {report['pictures'][0]}")
+        for picture in report["pictures"]:
+            print(f"Picture:  {picture}")
         print(f"Report:   {self.output / 'report.json'}")
 
 

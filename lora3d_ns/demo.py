@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 
 from lora3d_ns import __version__
+from lora3d_ns.alignment.initialize import chain_cameras
 from lora3d_ns.errors import CheckpointNotFoundError
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.checkpoints import BUNDLED_NETWORK, load_network
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph, check_connected
-from lora3d_ns.pictures import draw_pair_predictions
+from lora3d_ns.pictures import draw_against_truth, draw_pair_predictions
 from lora3d_ns.predict import PredictionSettings, predict_pairs
+from lora3d_ns.rooms.benchmark import ArmResult, measure, truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
             one, and says so in log, picture and report.
 
     Returns:
-        What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`.
+        What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`,
+        and for the demo room and a trained network `arms.pretrained` with the benchmark's metrics.
 
     Raises:
         Lora3dError: Photos or network cannot be read; the error says which and why.
@@ -56,11 +59,10 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     output.mkdir(parents=True, exist_ok=True)
     model, label, trained = _choose_network(network)
     scene = "demo room" if photos is None else str(photos)
+    room = None
     if photos is None:
-        photos = output / "photos"
-        # Written last, so its presence says that all photos are there.
-        if not (photos / "object_ids.npz").exists():
-            write_scene(photos, demo_room())
+        room, photos = demo_room(), output / "photos"
+        write_scene(photos, room)
     seconds["photos"] = time.perf_counter() - start
 
     stage = time.perf_counter()
@@ -77,6 +79,20 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     picture = output / "pair_predictions.png"
     shown = [(0, other) for other in range(1, len(views))][:_SHOWN_PAIRS]
     draw_pair_predictions(views, predictions, shown, picture, title=f"{scene}: pair predictions of {label}")
+    pictures = [picture]
+    arms = {}
+    if room is not None and trained:
+        truth = truth_for_views(views, room)
+        cameras = chain_cameras(views, predictions)
+        arms["pretrained"] = measure(ArmResult(predictions=predictions, cameras=cameras), truth)
+        pictures.append(output / "against_truth.png")
+        draw_against_truth(
+            views,
+            predictions,
+            {edge: truth.true_points(edge) for edge in shown},
+            pictures[-1],
+            title=f"{scene}: {label} against the truth",
+        )
     seconds["picture"] = time.perf_counter() - stage
     seconds["total"] = time.perf_counter() - start
 
@@ -89,8 +105,9 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
         "photos": len(views),
         "pairs": len(graph),
         "confidence_median": float(torch.cat([pair.confidence_first.flatten() for _, pair in predictions]).median()),
+        "arms": arms,
         "seconds": seconds,
-        "pictures": [str(picture)],
+        "pictures": [str(path) for path in pictures],
     }
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report

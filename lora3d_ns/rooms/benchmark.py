@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora3d_ns.alignment.initialize import chain_cameras
 from lora3d_ns.benchmark_record import machine_record, write_record
-from lora3d_ns.conventions import PixelAffine
+from lora3d_ns.conventions import PixelAffine, pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.evaluation.metrics import (
     absolute_focal_error_percent,
@@ -34,6 +34,7 @@ from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.rooms.cameras import sample_views
+from lora3d_ns.rooms.disk import PhotographedRoom
 from lora3d_ns.rooms.domains import domain_by_name
 from lora3d_ns.rooms.render import render
 from lora3d_ns.rooms.scenes import sample_scenes
@@ -57,10 +58,10 @@ class RoomPhotos:
     """Photos of one room with their truth.
 
     Attributes:
-        views: The photos, each its own source.
-        depths_m: Depth along the viewing axis.
-        static: False where something moves between the photos.
-        cameras: The true cameras, metres.
+        views: The photos.
+        depths_m: Depth along the viewing axis at network resolution.
+        static: False where something moves between the photos, at network resolution.
+        cameras: The true cameras, metres; intrinsics in source pixels.
     """
 
     views: Views
@@ -71,10 +72,43 @@ class RoomPhotos:
     def true_points(self, edge: tuple[int, int]) -> tuple[Float32[Tensor, "_ _ 3"], Float32[Tensor, "_ _ 3"]]:
         """X̄^{i,i} and X̄^{j,i}: the true points of both photos' pixels in camera i's frame, metres."""
         i, j = edge
-        own_first, own_second = (points_from_depth(self.depths_m[view], self.cameras.K[view]) for view in edge)
+        own_first, own_second = (
+            points_from_depth(
+                self.depths_m[view], self.views.source_from_network[view].K_network_from_source(self.cameras.K[view])
+            )
+            for view in edge
+        )
         T_world_camera = self.cameras.T_world_camera.double()
         T_i_j = (torch.linalg.inv(T_world_camera[i]) @ T_world_camera[j]).float()
         return own_first, own_second @ T_i_j[:3, :3].T + T_i_j[:3, 3]
+
+
+def truth_for_views(views: Views, room: PhotographedRoom) -> RoomPhotos:
+    """The truth of a photographed room for its photos as they were loaded from disk.
+
+    A network pixel has the depth of the source pixel in which its centre lies.
+
+    Raises:
+        InvalidDataError: The views are not this room's photos.
+    """
+    if [Path(name).stem for name in views.names] != list(room.names):
+        raise InvalidDataError("the views are not the photos of this room", way_out="Load them from its own folder")
+    depths_m, static = [], []
+    for view, (height, width) in enumerate(views.shapes):
+        pixels = views.source_from_network[view].source_from_network(pixel_centres(height, width))
+        x, y = pixels.floor().long().unbind(dim=-1)
+        source_height, source_width = room.depths_m[view].shape
+        at = (y.clamp(0, source_height - 1), x.clamp(0, source_width - 1))
+        depths_m.append(room.depths_m[view][at])
+        static.append(~room.moving[view][at])
+    return RoomPhotos(
+        views=views,
+        depths_m=tuple(depths_m),
+        static=tuple(static),
+        cameras=Cameras(
+            T_world_camera=torch.stack(room.T_world_camera), K=torch.stack(room.K), sizes=views.source_sizes
+        ),
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

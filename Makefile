@@ -25,6 +25,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
+	$(BIN)/lora3d benchmark network
+	$(BIN)/lora3d benchmark rooms
+	$(BIN)/lora3d benchmark memory
 	$(BIN)/lora3d benchmark inference
 
 lock: $(READY)

@@ -9,7 +9,15 @@ from PIL import Image
 from lora3d_ns.cli import main
 from lora3d_ns.network.configuration import Dust3rConfig
 
-COMMANDS = [["--help"], ["demo", "--help"], ["benchmark", "inference", "--help"], ["benchmark", "memory", "--help"]]
+COMMANDS = [
+    ["--help"],
+    ["demo", "--help"],
+    ["pretrain", "--help"],
+    ["benchmark", "inference", "--help"],
+    ["benchmark", "memory", "--help"],
+    ["benchmark", "network", "--help"],
+    ["benchmark", "rooms", "--help"],
+]
 
 
 def exit_code(arguments: list[str]) -> int | str | None:
@@ -39,8 +47,13 @@ def test_the_installed_command_answers() -> None:
         (["demo", "--network", "no_such_network"], "no_such_network"),
         (["benchmark", "inference", "--photos", "1"], "2 photos or more"),
         (["benchmark", "memory", "--photos", "1"], "at least two"),
+        (["benchmark", "network", "--network", "no_such_network"], "no_such_network"),
+        (["benchmark", "network", "--domains", "attic"], "attic"),
+        (["benchmark", "rooms", "--arms", "nonsense"], "nonsense"),
+        (["benchmark", "rooms", "--domains", "attic"], "attic"),
+        (["pretrain", "--steps", "0"], "steps"),
     ],
-    ids=["folder", "network", "inference", "memory"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

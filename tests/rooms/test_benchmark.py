@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora3d_ns.errors import SettingsError
+from lora3d_ns.conventions import pixel_centres
+from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
+from lora3d_ns.geometry.camera import project
+from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.base import Encoding, PairOutput
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.rooms import benchmark
@@ -21,7 +24,9 @@ from lora3d_ns.rooms.benchmark import (
     measure,
     run_rooms_benchmark,
     summarize,
+    truth_for_views,
 )
+from lora3d_ns.rooms.generator import demo_room, write_scene
 from lora3d_ns.rooms.pretrain_data import RoomViewSettings
 from lora3d_ns.rooms.validation import VALIDATION_SEED
 from lora3d_ns.types import PairPrediction, PairPredictions
@@ -199,3 +204,21 @@ def test_table_helpers_by_hand() -> None:
     assert count_changes([1.0, 2.0, 3.0], [0.5, 2.5, 3.0]) == (1, 1)
     table = markdown_table([{"a": 1.23456, "b": None}, {"a": "x"}], ["a", "b"])
     assert table == "| a | b |\n|---|---|\n| 1.235 | - |\n| x |  |"
+
+
+def test_truth_of_photos_loaded_from_disk_is_that_of_their_network_pixels(tmp_path: Path) -> None:
+    room = demo_room(photo_count=2, size=(160, 120))
+    write_scene(tmp_path, room)
+    views = load_views(tmp_path, PhotoSettings(size=64, patch_size=8))
+    truth = truth_for_views(views, room)
+    assert views.shapes == ((48, 64), (64, 48)), "the second demo photo is portrait"
+    for view in range(2):
+        own, _ = truth.true_points((view, 1 - view))
+        K_network = views.source_from_network[view].K_network_from_source(room.K[view])
+        pixels = project(own, K_network)
+        torch.testing.assert_close(pixels, pixel_centres(*views.shapes[view]), rtol=0, atol=1e-3)
+        # Nearest source pixel: half a pixel of a wall's depth, and edges of objects.
+        source = views.source_from_network[view].source_from_network(pixel_centres(*views.shapes[view])).long()
+        assert torch.equal(own[..., 2], room.depths_m[view][source[..., 1], source[..., 0]])
+    with pytest.raises(InvalidDataError, match="not the photos of this room"):
+        truth_for_views(views.select([1, 0]), room)

@@ -443,7 +443,7 @@ class _Trainer:
         groups = groups.to(self.device)
         photos, batches = photos_and_pairs(groups)
         mode = _Float32Attention() if on_cpu and settings.mixed_precision else nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.mixed_precision), mode:
+        with self._autocast(), mode:
             encodings = {size: self.network.encode(of_size.rgb) for size, of_size in photos.items()}
         pairs = sum(len(batch.first) for batch in batches)
         objective, values = torch.zeros((), device=self.device), torch.zeros(5, device=self.device)
@@ -454,7 +454,7 @@ class _Trainer:
                     photos[batch.second_size].select(batch.second),
                     settings.network.patch_size,
                 )
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.mixed_precision), mode:
+            with self._autocast(), mode:
                 output = self.network.decode(
                     encodings[batch.first_size].select(batch.first), encodings[batch.second_size].select(batch.second)
                 )
@@ -468,6 +468,16 @@ class _Trainer:
             share = len(batch.first) / pairs
             objective, values = objective + share * loss.total, values + share * loss.detached()
         return torch.autograd.grad(objective, self.parameters), values
+
+    def _autocast(self) -> torch.autocast:
+        # Torch keeps one cache of narrowed weights for all threads, and any thread that leaves autocast empties it:
+        # whether a weight's gradients are summed before or after they are widened would be a matter of luck.
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.settings.mixed_precision,
+            cache_enabled=self.settings.shards == 1,
+        )
 
     def _validate(self, validation: dict[str, ValidationPairs], log: TrainingLog) -> dict[str, dict[str, Any]]:
         network = self.averaged_network().to(self.device)

@@ -21,7 +21,7 @@ from lora3d_ns.benchmark_record import PeakMemory, machine_record, write_record
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import MissingPackageError, SettingsError
 from lora3d_ns.network.base import Encoding, PairNetwork, PairOutput
-from lora3d_ns.network.checkpoint_architecture import meta_network
+from lora3d_ns.network.checkpoint_architecture import meta_network, official_arguments
 from lora3d_ns.network.checkpoints import official_state_dict
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r
@@ -223,19 +223,7 @@ def _build_peer(network: Dust3r) -> torch.nn.Module:
             "the peer mini-dust3r is not installed",
             way_out="Run `pip install --no-deps mini-dust3r==0.1.2 beartype einops roma`, or benchmark with --no-peer",
         ) from error
-    config = network.config
-    peer = AsymmetricCroCo3DStereo(
-        pos_embed=f"RoPE{config.rope_base:g}",
-        img_size=(512, 512),
-        head_type=config.head,
-        enc_embed_dim=config.encoder_width,
-        enc_depth=config.encoder_depth,
-        enc_num_heads=config.encoder_heads,
-        dec_embed_dim=config.decoder_width,
-        dec_depth=config.decoder_depth,
-        dec_num_heads=config.decoder_heads,
-        landscape_only=False,
-    )
+    peer = AsymmetricCroCo3DStereo(**official_arguments(network.config))  # pyright: ignore[reportArgumentType]
     peer.load_state_dict(official_state_dict(network), strict=True)
     return peer.to(network.device).eval()
 

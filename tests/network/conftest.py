@@ -8,6 +8,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mini_dust3r.model import AsymmetricCroCo3DStereo
 
+from lora3d_ns.network.checkpoint_architecture import official_arguments
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r
 
@@ -35,18 +36,7 @@ def tiny_network(head: str, *, seed: int = 0, **changes: object) -> Dust3r:
 
 def peer_like(config: Dust3rConfig) -> AsymmetricCroCo3DStereo:
     """mini-dust3r's model of the same configuration, with its own random weights."""
-    return AsymmetricCroCo3DStereo(
-        pos_embed=f"RoPE{config.rope_base:g}",
-        img_size=(64, 64),
-        head_type=config.head,
-        enc_embed_dim=config.encoder_width,
-        enc_depth=config.encoder_depth,
-        enc_num_heads=config.encoder_heads,
-        dec_embed_dim=config.decoder_width,
-        dec_depth=config.decoder_depth,
-        dec_num_heads=config.decoder_heads,
-        landscape_only=False,
-    ).eval()
+    return AsymmetricCroCo3DStereo(**official_arguments(config)).eval()  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(name="tiny_network")

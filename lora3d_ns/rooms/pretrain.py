@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from lora3d_ns.errors import SettingsError
 from lora3d_ns.network.checkpoint_architecture import config_from_json, json_from_config
+from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.progress import progress_bar
@@ -79,6 +80,8 @@ class PretrainSettings:
         folder: Where checkpoints, log and curves go. A training found there is continued.
         photo_folder: Where photos are cached on a CPU (None: in the folder).
         network: Configuration of the network; needs a descriptor_width unless matching_weight is 0.
+        start_from: Weights to begin with where the folder has no checkpoint, as `load_network` names them (`rooms`
+            trains the bundled network on); random ones if None.
         photos: Which rooms and photos.
         sampling: What a step draws of them.
         steps: Length of the whole training in steps.
@@ -96,7 +99,8 @@ class PretrainSettings:
         mixed_precision: bfloat16 where torch's autocast has it; attention on a CPU stays in float32, which is faster.
         seed: Of the initial weights.
         device: Where to train.
-        threads: CPU threads, each with its share of a step's rooms; 1 on a GPU.
+        threads: CPU threads, each with its share of a step's rooms (None: as many as there are cores and as share
+            the rooms evenly). On a GPU it is not used.
         checkpoint_every, log_every, validate_every: In steps.
         validation_pairs: Unseen pairs of each validated domain.
         validation_domains: Names of the domains.
@@ -107,6 +111,7 @@ class PretrainSettings:
     folder: Path
     photo_folder: Path | None = None
     network: Dust3rConfig = ROOMS_CONFIG
+    start_from: str | Path | None = None
     photos: RoomViewSettings = field(default_factory=RoomViewSettings)
     sampling: GroupSampling = field(default_factory=GroupSampling)
     steps: int = 20_000
@@ -125,7 +130,7 @@ class PretrainSettings:
     mixed_precision: bool = True
     seed: int = 0
     device: str = "cpu"
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int | None = None
     checkpoint_every: int = 250
     log_every: int = 20
     validate_every: int = 1000
@@ -135,7 +140,7 @@ class PretrainSettings:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "threads", "checkpoint_every", "log_every", "validate_every", "validation_pairs"):
+        for name in ("steps", "checkpoint_every", "log_every", "validate_every", "validation_pairs"):
             self._check(getattr(self, name) >= 1, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm", "confidence_alpha", "matching_temperature"):
             self._check(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
@@ -157,6 +162,7 @@ class PretrainSettings:
             self.photos.image_size_px % self.network.patch_size == 0,
             f"photos of {self.photos.image_size_px} px do not divide into patches of {self.network.patch_size}",
         )
+        self._check(self.threads is None or self.threads >= 1, f"threads must be positive, not {self.threads}")
         self._check(
             self.sampling.rooms_per_step % self.shards == 0,
             f"{self.sampling.rooms_per_step} rooms per step cannot be shared among {self.threads} threads",
@@ -171,7 +177,12 @@ class PretrainSettings:
     @property
     def shards(self) -> int:
         """Into how many parts the rooms of a step are shared out."""
-        return self.threads if torch.device(self.device).type == "cpu" else 1
+        if torch.device(self.device).type != "cpu":
+            return 1
+        if self.threads is not None:
+            return self.threads
+        rooms = self.sampling.rooms_per_step
+        return max(count for count in range(1, (os.cpu_count() or 1) + 1) if rooms % count == 0)
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that is done, by steps or by time, whichever is further."""
@@ -245,7 +256,6 @@ def run_pretraining(settings: PretrainSettings) -> PretrainResult:
         log = TrainingLog(settings.folder / _LOG_FILE, resumed_step=trainer.step)
         _LOGGER.info("%s at step %d", "going on" if resumed else "beginning", trainer.step)
         metrics = trainer.train(log, validation)
-    draw_curves(log.path, settings.folder / _CURVES_FILE)
     return PretrainResult(
         network=trainer.averaged_network(),
         step=trainer.step,
@@ -314,7 +324,15 @@ class _Trainer:
         self.settings, self.source, self.device = settings, source, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.network = Dust3r(settings.network).to(device)
+            self.network = Dust3r(settings.network)
+        if settings.start_from is not None:
+            given = load_network(settings.start_from)
+            if given.config != settings.network:
+                raise SettingsError(
+                    f"the weights {settings.start_from} are of another network", way_out="Give its configuration"
+                )
+            self.network.load_state_dict(given.state_dict())
+        self.network.to(device)
         self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = _optimizer(self.network, settings)

@@ -358,7 +358,7 @@ class GroupSampling:
 
     seed: int = 0
     scene_count: int = 3072
-    rooms_per_step: int = 8
+    rooms_per_step: int = 4
     views_per_room: int = 3
     first_window: int = 3
     window_steps: int = 2000

@@ -130,6 +130,19 @@ def test_the_training_of_another_network_is_refused(tmp_path: Path, photo_folder
         run_pretraining(tiny_settings(tmp_path, photo_folder))
 
 
+def test_a_training_can_begin_with_given_weights(tmp_path: Path, photo_folder: Path):
+    first = run_pretraining(tiny_settings(tmp_path / "first", photo_folder, steps=3))
+    save_network(first.network, tmp_path / "given.safetensors")
+    settings = tiny_settings(
+        tmp_path / "second", photo_folder, start_from=tmp_path / "given.safetensors", steps=1, learning_rate=1e-12
+    )
+    second = run_pretraining(settings)
+    for a, b in zip(first.network.state_dict().values(), second.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-9)
+    with pytest.raises(SettingsError, match="another network"):
+        run_pretraining(replace(settings, folder=tmp_path / "third", network=replace(TINY, decoder_depth=2)))
+
+
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')

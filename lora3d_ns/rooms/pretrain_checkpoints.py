@@ -131,8 +131,10 @@ def draw_curves(log: Path, picture: Path) -> None:
         strict=True,
     ):
         for name in names:
-            panel.plot([row["pairs"] for row in steps], [row[name] for row in steps], label=name.replace("_", " "))
-        panel.set(title=title, xlabel="pairs")
+            thousands = [cast(int, row["pairs"]) / 1000 for row in steps]
+            panel.plot(thousands, [row[name] for row in steps], label=name.replace("_", " "))
+        # The confidence loss may become negative.
+        panel.set(title=title, xlabel="thousand pairs", yscale="symlog" if "confidence" in names else "log")
         panel.legend()
     for panel, (title, name) in zip(
         axes[3:],
@@ -145,11 +147,11 @@ def draw_curves(log: Path, picture: Path) -> None:
     ):
         for domain in sorted({name for row in validations for name in cast(dict, row["validation"])}):
             points = [
-                (row["pairs"], cast(dict, row["validation"])[domain][name])
+                (cast(int, row["pairs"]) / 1000, cast(dict, row["validation"])[domain][name])
                 for row in validations
                 if domain in cast(dict, row["validation"])
             ]
             panel.plot(*zip(*points, strict=True), marker=".", label=domain)
-        panel.set(title=f"validation: {title}", xlabel="pairs", ylim=(0, None))
+        panel.set(title=f"validation: {title}", xlabel="thousand pairs", ylim=(0, None))
         panel.legend()
     figure.savefig(picture, dpi=80)

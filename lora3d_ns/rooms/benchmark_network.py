@@ -14,7 +14,6 @@ from lora3d_ns.rooms.domains import domain_by_name
 from lora3d_ns.rooms.validation import VALIDATION_SEED, sample_validation_pairs, validate
 
 _CONSTANT_SEED = 7_600_001
-_CONSTANT_PAIRS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def run_network_benchmark(settings: NetworkBenchmarkSettings) -> dict[str, objec
     size = network.config.image_size
     constant_from = sample_validation_pairs(
         "nominal",
-        _CONSTANT_PAIRS,
+        settings.pairs,
         image_size_px=size,
         seed=_CONSTANT_SEED,
         longest_step=settings.longest_step,

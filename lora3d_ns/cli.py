@@ -205,6 +205,8 @@ class Pretrain:
     """Ends it earlier, after so much active time over all runs."""
     learning_rate: float = 1e-3
     """Of the stable phase."""
+    start_from: str | None = None
+    """Weights to begin with, by name or path: `rooms` trains the bundled network on."""
     seed: int = 0
     """Of the initial weights."""
     device: str = "cpu"
@@ -224,6 +226,7 @@ class Pretrain:
             steps=self.steps,
             minutes=self.minutes,
             learning_rate=self.learning_rate,
+            start_from=self.start_from,
             seed=self.seed,
             device=self.device,
             validate_every=self.validate_every,

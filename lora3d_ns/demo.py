@@ -23,7 +23,6 @@ from lora3d_ns.rooms.generator import demo_room, write_scene
 logger = logging.getLogger(__name__)
 
 _SHOWN_PAIRS = 3
-_DEMO_PHOTO_SIZE = (512, 512)
 
 UNTRAINED = Dust3rConfig(
     encoder_width=192,
@@ -62,8 +61,7 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     scene = "demo room" if photos is None else str(photos)
     room = None
     if photos is None:
-        # Square, as the bundled network knows photos.
-        room, photos = demo_room(size=_DEMO_PHOTO_SIZE), output / "photos"
+        room, photos = demo_room(), output / "photos"
         write_scene(photos, room)
     seconds["photos"] = time.perf_counter() - start
 

@@ -45,9 +45,9 @@ def best_scale(points: Float[Tensor, "points 3"], truth: Float[Tensor, "points 3
 
 
 def point_error(
-    points: Sequence[Float[Tensor, "*map 3"]],
-    truth: Sequence[Float[Tensor, "*map 3"]],
-    valid: Sequence[Bool[Tensor, "*map"]] | None = None,
+    points: Sequence[Float[Tensor, "... 3"]],
+    truth: Sequence[Float[Tensor, "... 3"]],
+    valid: Sequence[Bool[Tensor, "..."]] | None = None,
 ) -> float:
     """Mean distance of a pair's point maps to the truth in the reference camera, after one scale for the pair.
 

@@ -72,6 +72,12 @@ def test_point_error_is_free_of_the_predictions_scale(scale: float, seed: int) -
     assert point_error(points, [scale * map_ for map_ in truth]) == pytest.approx(scale * expected, rel=1e-6)
 
 
+def test_point_error_of_photos_that_differ_in_shape_weighs_every_pixel_alike() -> None:
+    truth = [torch.ones(2, 3, 3), torch.ones(4, 6, 3)]
+    points = [truth[0] + torch.tensor([0.0, 0.0, 0.5]), truth[1]]
+    assert point_error(points, truth) == pytest.approx(0.5 * 6 / 30, rel=1e-3)
+
+
 def test_the_scale_minimises_the_mean_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(200, 3, generator=generator).double()

@@ -210,7 +210,6 @@ def test_a_few_seconds_of_training_lower_the_validation_error(tmp_path: Path, ph
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
 
 
-@pytest.mark.slow
 def test_two_minutes_of_training_from_scratch_lower_the_validation_error(tmp_path: Path):
     settings = PretrainSettings(
         folder=tmp_path, photo_folder=tmp_path / "photos",

@@ -1,7 +1,7 @@
 """The DUSt3R family (arXiv 2312.14132): a shared encoder, two decoders that look at each other, a head for each.
 
-Our own code, from the paper and the facts of the official architecture; every official tensor has its place here under its official
-name, so `load_state_dict` needs no translation (see `checkpoints.py` for the two exceptions).
+Our own code, from the paper and the facts of the official architecture; every official tensor has its place here under
+its official name, so `load_state_dict` needs no translation (see `checkpoints.py` for the two exceptions).
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,519 @@
+"""Which pixels of two photos show the same point, and the tracks of such pixels through all photos.
+
+Candidates come from SIFT on the photos themselves, and, where that finds too little, from a search where the point
+maps say to look (`lora3d_ns.alignment.guided_matches`). What does not fit one rigid motion between the two photos is
+dropped. Nothing here is random.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from lora3d_ns.alignment.guided_matches import (
+    Flow,
+    GuidedSettings,
+    KnownGeometry,
+    SearchedPhoto,
+    deviation_px,
+    predicted_flow,
+    prepare_photo,
+    refine,
+    search_both_ways,
+)
+from lora3d_ns.conventions import PixelAffine
+from lora3d_ns.errors import InvalidDataError, SettingsError
+from lora3d_ns.geometry.camera import focal_from_points
+from lora3d_ns.photos.decoding import load_source_image
+from lora3d_ns.types import PairPrediction, PairPredictions, Views
+
+_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """How photos are matched.
+
+    Attributes:
+        sift: Whether SIFT looks for candidates.
+        guided: How the search around the point maps' prediction works: one try after the other, while a pair has less
+            than `enough`; the later ones for noisy photos. Empty for SIFT alone.
+        long_side_px: Photos are shrunk to this long side for SIFT; those below an eighth are enlarged.
+        features: Most SIFT features of a photo.
+        ratio: A SIFT match must be so much nearer (in descriptors) than the second nearest.
+        epipolar_px: Network pixels from the epipolar line (Sampson) at most.
+        most_log10_chance: SIFT matches whose agreement is less likely to be chance than this (`Verified.log10_chance`)
+            are believed even where the point maps contradict.
+        deviation_share: Distance from the point maps' prediction, as a share of the photo's long side, at which other
+            SIFT matches are refused.
+        least_matches: A pair with fewer is left out.
+        enough: A pair with so many verified matches is not searched any further.
+    """
+
+    sift: bool = True
+    guided: tuple[GuidedSettings, ...] = (
+        GuidedSettings(),
+        GuidedSettings(blur_px=1.2, half_patch_px=6, radius_px=8),
+    )
+    long_side_px: int = 1600
+    features: int = 4096
+    ratio: float = 0.8
+    epipolar_px: float = 1.0
+    most_log10_chance: float = -10.0
+    deviation_share: float = 0.08
+    least_matches: int = 12
+    enough: int = 150
+
+    def __post_init__(self) -> None:
+        for name in ("long_side_px", "features", "least_matches", "enough"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}", way_out="Use at least 1")
+        if not 0 < self.ratio <= 1:
+            raise SettingsError(f"ratio is {self.ratio}", way_out="Use a number between 0 and 1 such as 0.8")
+        if not self.epipolar_px > 0:
+            raise SettingsError(f"epipolar_px is {self.epipolar_px}", way_out="Use a positive number such as 1.0")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairMatches:
+    """Corresponding pixels of two photos, in continuous network pixels."""
+
+    pixels_first: Float64[Tensor, "matches 2"]
+    pixels_second: Float64[Tensor, "matches 2"]
+
+    def __len__(self) -> int:
+        """Number of matches."""
+        return len(self.pixels_first)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Matches:
+    """Matches of all pairs that have enough.
+
+    Attributes:
+        pairs: By (i, j) with i < j.
+        candidates: How many there were before verification, for each pair that was looked at.
+        verified: How many of them passed, for the same pairs.
+    """
+
+    pairs: Mapping[tuple[int, int], PairMatches]
+    candidates: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    verified: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, j in self.pairs:
+            if not 0 <= i < j:
+                raise InvalidDataError(f"matches of ({i}, {j})", way_out="Give each pair once, the smaller view first")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Verified:
+    """Matches that fit one rigid motion.
+
+    Attributes:
+        inliers: The matches.
+        candidates: How many there were to choose from.
+        F_second_first: Fundamental matrix of the motion, `x_second^T F x_first = 0` in network pixels; None where
+            nothing was found.
+        log10_chance: Logarithm of the number of motions that so many of so many unrelated matches are expected to fit
+            by chance (Moisan and Stival, 2004).
+    """
+
+    inliers: PairMatches
+    candidates: int
+    F_second_first: Float64[Tensor, "3 3"] | None
+    log10_chance: float = 0.0
+
+
+def match_views(views: Views, predictions: PairPredictions, settings: MatchSettings | None = None) -> Matches:
+    """Matches of every pair of the graph, verified.
+
+    Args:
+        views: Photos; read again at their own resolution where they are files.
+        predictions: Point maps of the pairs to be matched.
+        settings: How.
+
+    Raises:
+        InvalidDataError: The predictions belong to other views.
+        PhotoError: A photo's file can no longer be read.
+    """
+    settings = settings or MatchSettings()
+    if predictions.graph.view_count != len(views):
+        raise InvalidDataError(
+            f"predictions of {predictions.graph.view_count} views for {len(views)} photos",
+            way_out="Predict with these views",
+        )
+    maps = {edge: pair.to(torch.float32) for edge, pair in zip(predictions.graph.edges, predictions.pairs, strict=True)}
+    K_network = _intrinsics(views, maps)
+    features = [_sift_features(views, view, settings) for view in range(len(views))] if settings.sift else None
+    levels = [
+        (level, [prepare_photo(image, mask, level) for image, mask in zip(views.images, views.masks, strict=True)])
+        for level in settings.guided
+    ]
+    pairs, candidate_counts, verified_counts = {}, {}, {}
+    for i, j in sorted({(min(edge), max(edge)) for edge in maps}):
+        K = (K_network[i], K_network[j])
+        sift = None if features is None else _match_features(features[i], features[j], settings.ratio)
+        flows = (predicted_flow(maps[j, i]), predicted_flow(maps[i, j])) if {(i, j), (j, i)} <= set(maps) else None
+        photos = [(level, prepared[i], prepared[j]) for level, prepared in levels]
+        refined = views.source_from_network[j].scale_x < 2.0
+        verified = _match_pair(sift, flows, photos, K, settings, refined)
+        candidate_counts[i, j], verified_counts[i, j] = verified.candidates, len(verified.inliers)
+        if len(verified.inliers) >= settings.least_matches:
+            pairs[i, j] = verified.inliers
+    return Matches(pairs=pairs, candidates=candidate_counts, verified=verified_counts)
+
+
+def _match_pair(
+    sift: tuple[Tensor, Tensor] | None,
+    flows: tuple[Flow, Flow] | None,
+    photos: list[tuple[GuidedSettings, SearchedPhoto, SearchedPhoto]],
+    K: tuple[Tensor, Tensor],
+    settings: MatchSettings,
+    refined: bool,
+) -> Verified:
+    def check() -> Verified:
+        return verify(_joined(found), K, settings.epipolar_px)
+
+    found: list[tuple[Tensor, Tensor]] = []
+    verified = check()
+    if sift is not None:
+        found = [sift]
+        verified = check()
+        trusted = verified.log10_chance < settings.most_log10_chance
+        if trusted:
+            found = [(verified.inliers.pixels_first, verified.inliers.pixels_second)]
+        if flows is not None:
+            # Repeated patterns match in step with each other; the point maps know which of them it was.
+            deviation = deviation_px(*flows, *found[0])
+            limit = settings.deviation_share * max(flows[0].weights.shape)
+            if trusted:
+                limit = max(limit, 3.0 * float(deviation.median()))
+            found = [(found[0][0][deviation < limit], found[0][1][deviation < limit])]
+            if photos and refined:
+                # SIFT's places are exact to a fraction of its own blur only, which is large for enlarged photos.
+                level, first, second = photos[0]
+                at, good = refine(first, second, flows[0], *found[0], level)
+                found = [(found[0][0][good], at[good])]
+        elif not trusted:
+            found = []
+        verified = check()
+    if flows is None:
+        return verified
+    for level, first, second in photos:
+        if len(verified.inliers) >= settings.enough:
+            break
+        if len(verified.inliers) < 2 * settings.least_matches:
+            found = _guided(first, second, flows, level, None) + found
+            verified = check()
+        if len(verified.inliers) >= settings.least_matches and verified.F_second_first is not None:
+            known = KnownGeometry(
+                F_target_source=verified.F_second_first,
+                pixels_source=verified.inliers.pixels_first,
+                pixels_target=verified.inliers.pixels_second,
+            )
+            found = _guided(first, second, flows, level, known) + found
+            verified = check()
+    return verified
+
+
+def _guided(
+    first: SearchedPhoto,
+    second: SearchedPhoto,
+    flows: tuple[Flow, Flow],
+    settings: GuidedSettings,
+    known: KnownGeometry | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Matches of the first photo's keypoints, and of the second's."""
+    of_first = search_both_ways(first, second, flows[0], flows[1], settings, known)
+    reverse = None if known is None else known.reversed()
+    of_second = search_both_ways(second, first, flows[1], flows[0], settings, reverse)
+    return [of_first, (of_second[1], of_second[0])]
+
+
+def _joined(found: list[tuple[Tensor, Tensor]]) -> PairMatches:
+    """All of them, without those that say the same as an earlier one (both ends within half a pixel)."""
+    empty = torch.zeros(0, 2, dtype=torch.float64)
+    first = torch.cat([empty, *(pixels for pixels, _ in found)])
+    second = torch.cat([empty, *(pixels for _, pixels in found)])
+    ends = torch.cat([first, second], dim=1)
+    same = (ends[:, None] - ends[None]).abs().amax(dim=2) < 0.5
+    new = ~torch.tril(same, diagonal=-1).any(dim=1)
+    return PairMatches(pixels_first=first[new], pixels_second=second[new])
+
+
+def _intrinsics(views: Views, maps: Mapping[tuple[int, int], PairPrediction]) -> list[Tensor]:
+    """Intrinsics in network pixels: the median focal length of the point maps of a view in its own camera."""
+    intrinsics = []
+    for view, (height, width) in enumerate(views.shapes):
+        focals = [
+            focal_from_points(pair.points_first, pair.confidence_first + 1e-6)
+            for (i, _), pair in maps.items()
+            if i == view
+        ]
+        usable = [float(focal) for focal in focals if bool(torch.isfinite(focal)) and float(focal) > 0]
+        focal = float(np.median(usable)) if usable else 1.2 * max(height, width)
+        intrinsics.append(
+            torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)
+        )
+    return intrinsics
+
+
+# --- SIFT ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Features:
+    """Network pixels and descriptors of unit length."""
+
+    pixels: Tensor
+    descriptors: Tensor
+
+
+def _sift_features(views: Views, view: int, settings: MatchSettings) -> _Features:
+    import cv2
+
+    path = views.source_paths[view]
+    network_size = (views.shapes[view][1], views.shapes[view][0])
+    if path is not None and path.exists():
+        color, affine = load_source_image(path), views.source_from_network[view]
+    else:
+        pixels = (views.images[view].clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+        color = pixels.permute(1, 2, 0).contiguous().numpy()
+        affine = PixelAffine(scale_x=1.0, scale_y=1.0, offset_x_px=0.0, offset_y_px=0.0)
+    grey = cv2.cvtColor(np.ascontiguousarray(color), cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    small = max(height, width) < 256
+    factor = (
+        4.0 if max(height, width) <= 128 else 2.0 if small else min(1.0, settings.long_side_px / max(height, width))
+    )
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if size != (width, height):
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    sift = cv2.SIFT_create(
+        nfeatures=settings.features,
+        contrastThreshold=0.01 if small else 0.03,
+        # Without it OpenCV's positions are a quarter pixel off.
+        enable_precise_upscale=True,
+    )
+    keypoints, descriptors = sift.detectAndCompute(grey, None)
+    if not keypoints or descriptors is None:
+        return _Features(pixels=torch.zeros(0, 2, dtype=torch.float64), descriptors=torch.zeros(0, 128))
+    # OpenCV's first pixel centre is at 0.
+    at = torch.tensor([keypoint.pt for keypoint in keypoints], dtype=torch.float64) + 0.5
+    at = at * torch.tensor([width / size[0], height / size[1]], dtype=torch.float64)
+    at = affine.network_from_source(at)
+    # RootSIFT (Arandjelovic and Zisserman, 2012): Hellinger's distance instead of Euclid's.
+    values = torch.from_numpy(descriptors)
+    values = (values / values.sum(dim=1, keepdim=True).clamp(min=1e-12)).sqrt()
+    inside = ((at >= 0) & (at < torch.tensor(network_size))).all(dim=1)
+    mask = views.masks[view]
+    if mask is not None:
+        columns, rows = at.floor().long().clamp(min=0).unbind(dim=1)
+        inside &= mask[rows.clamp(max=network_size[1] - 1), columns.clamp(max=network_size[0] - 1)]
+    # Photos' own order of features is by octave; several orientations at one place are kept, the matches joined later.
+    return _Features(pixels=at[inside], descriptors=values[inside])
+
+
+def _match_features(first: _Features, second: _Features, ratio: float) -> tuple[Tensor, Tensor]:
+    """Mutually nearest features that are clearly nearer than the second nearest."""
+    if len(first.pixels) < 2 or len(second.pixels) < 2:
+        return first.pixels[:0], second.pixels[:0]
+    similarity = first.descriptors @ second.descriptors.T
+    (best, second_best), nearest = similarity.topk(2, dim=1).values.T, similarity.argmax(dim=1)
+    mutual = similarity.argmax(dim=0)[nearest] == torch.arange(len(nearest))
+    # Squared distances of unit vectors.
+    clear = (2.0 - 2.0 * best).clamp(min=0.0) < ratio**2 * (2.0 - 2.0 * second_best)
+    kept = mutual & clear
+    return first.pixels[kept], second.pixels[nearest[kept]]
+
+
+# --- verification -------------------------------------------------------------------------------
+
+
+def verify(
+    matches: PairMatches, K: tuple[Float64[Tensor, "3 3"], Float64[Tensor, "3 3"]], threshold_px: float
+) -> Verified:
+    """Which matches fit one rigid motion, and the fundamental matrix of it (`x_second^T F x_first = 0`).
+
+    The best of MAGSAC++ (Barath et al., 2020) with an essential matrix, whose focal lengths are those of the point
+    maps, and with a fundamental matrix, which has to explain a tenth more. Matches of the best homography stay too:
+    they are all there is where the camera only turned or the scene is flat.
+    """
+    import cv2
+
+    count = len(matches)
+    none = torch.zeros(count, dtype=torch.bool)
+    if count < 8:
+        return Verified(inliers=_chosen(matches, none), candidates=count, F_second_first=None)
+    first, second = matches.pixels_first.numpy(), matches.pixels_second.numpy()
+    parameters = cv2.UsacParams()
+    parameters.threshold = threshold_px
+    parameters.confidence = 0.9999
+    parameters.maxIterations = 2000
+    parameters.score = cv2.SCORE_METHOD_MAGSAC
+    parameters.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    parameters.sampler = cv2.SAMPLING_UNIFORM
+    parameters.randomGeneratorState = _SEED
+    parameters.isParallel = False
+
+    best, best_score, F_best = none, 0.0, None
+    for kind, handicap in (("essential", 1.0), ("fundamental", 1.1)):
+        try:
+            if kind == "essential":
+                found, _ = cv2.findEssentialMat(first, second, K[0].numpy(), K[1].numpy(), None, None, parameters)
+            else:
+                found, _ = cv2.findFundamentalMat(first, second, parameters)
+        except cv2.error:
+            continue
+        if found is None or found.shape != (3, 3) or not np.isfinite(found).all():
+            continue
+        F_found = torch.from_numpy(found.astype(np.float64))
+        if kind == "essential":
+            F_found = torch.linalg.inv(K[1]).T @ F_found @ torch.linalg.inv(K[0])
+        inliers = sampson_px(F_found, matches) < threshold_px
+        score = float(inliers.sum()) / handicap
+        if score > best_score:
+            best, best_score, F_best = inliers, score, F_found
+    # Of a photo's area the band around an epipolar line has about this share.
+    width, height = 2.0 * float(K[1][0, 2]), 2.0 * float(K[1][1, 2])
+    return Verified(
+        inliers=_chosen(matches, best),
+        candidates=count,
+        F_second_first=F_best,
+        log10_chance=log10_chance(
+            int(best.sum()), count, 2.0 * threshold_px * math.hypot(width, height) / (width * height)
+        ),
+    )
+
+
+def log10_chance(inliers: int, count: int, share: float) -> float:
+    """Logarithm of the expected number of essential matrices that so many of `count` unrelated matches fit by chance.
+
+    `10 (n - 5) C(n, k) C(k, 5) share^(k - 5)`, ten being the solutions of five matches (Moisan and Stival, 2004).
+    """
+    if inliers <= 5:
+        return 0.0
+    return (
+        math.log10(10 * (count - 5))
+        + math.log10(math.comb(count, inliers))
+        + math.log10(math.comb(inliers, 5))
+        + (inliers - 5) * math.log10(min(share, 1.0))
+    )
+
+
+def _chosen(matches: PairMatches, mask: Tensor) -> PairMatches:
+    return PairMatches(pixels_first=matches.pixels_first[mask], pixels_second=matches.pixels_second[mask])
+
+
+def sampson_px(F_second_first: Float64[Tensor, "3 3"], matches: PairMatches) -> Float64[Tensor, " matches"]:
+    """Distance to the epipolar geometry to first order: `|x'^T F x| / |((F x)_1, (F x)_2, (F^T x')_1, (F^T x')_2)|`."""
+    one = torch.ones(len(matches), 1, dtype=torch.float64)
+    x, y = torch.cat([matches.pixels_first, one], dim=1), torch.cat([matches.pixels_second, one], dim=1)
+    forward, backward = x @ F_second_first.T, y @ F_second_first
+    gradient = (forward[:, :2].square().sum(dim=1) + backward[:, :2].square().sum(dim=1)).sqrt()
+    return (y * forward).sum(dim=1).abs() / gradient.clamp(min=1e-12)
+
+
+# --- tracks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tracks:
+    """Pixels of different photos that show one point, as a flat list.
+
+    Attributes:
+        view, track, pixel: Of each observation; sorted by track, then view. No track has a view twice.
+    """
+
+    view: Int64[Tensor, " observations"]
+    track: Int64[Tensor, " observations"]
+    pixel: Float64[Tensor, "observations 2"]
+
+    def __len__(self) -> int:
+        """Number of tracks."""
+        return int(self.track.max()) + 1 if len(self.track) else 0
+
+
+def build_tracks(matches: Matches, view_count: int, *, merge_px: float = 0.5) -> Tracks:
+    """Matches of all pairs joined: what matches the same pixel is the same point.
+
+    Pixels that round to the same multiple of `merge_px` are one keypoint, at their mean. Where joining would give a
+    point two keypoints in one photo, the track is split: pairs are joined in order as long as that does not happen.
+
+    Args:
+        matches: Of these views.
+        view_count: Number of views.
+        merge_px: How close pixels must be to be one.
+
+    Returns:
+        Tracks with observations in two photos or more.
+
+    Raises:
+        InvalidDataError: A match is of a view that does not exist.
+        SettingsError: `merge_px` is not positive.
+    """
+    if not merge_px > 0:
+        raise SettingsError(f"merge_px is {merge_px}", way_out="Use a positive number such as 0.5")
+    if any(j >= view_count for _, j in matches.pairs):
+        raise InvalidDataError(f"matches of more than {view_count} views", way_out="Give the views' own number")
+    views, pixels = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 2, dtype=torch.float64)]
+    for (i, j), pair in sorted(matches.pairs.items()):
+        for view, at in ((i, pair.pixels_first), (j, pair.pixels_second)):
+            views.append(torch.full((len(at),), view, dtype=torch.int64))
+            pixels.append(at)
+    view, pixel = torch.cat(views), torch.cat(pixels)
+    starts = torch.cumsum(torch.tensor([0, *(len(part) for part in pixels[1:])]), dim=0)[:-1].tolist()
+    cell = torch.cat([view[:, None], (pixel / merge_px).round().long()], dim=1)
+    keypoint = torch.unique(cell, dim=0, return_inverse=True)[1] if len(cell) else view
+    count = int(keypoint.max()) + 1 if len(keypoint) else 0
+    where = torch.zeros(count, 2, dtype=torch.float64).index_add_(0, keypoint, pixel)
+    where /= torch.bincount(keypoint, minlength=count).clamp(min=1)[:, None]
+    view_of = torch.zeros(count, dtype=torch.int64).index_copy_(0, keypoint, view)
+
+    ends = [torch.zeros(2, 0, dtype=torch.int64)]
+    for first, second in zip(starts[::2], starts[1::2], strict=True):
+        length = second - first
+        ends.append(torch.stack([keypoint[first:second], keypoint[second : second + length]]))
+    component = _components(torch.cat(ends, dim=1), view_of, view_count)
+    sizes = torch.bincount(component, minlength=1) if count else component
+    kept = (sizes[component] >= 2).nonzero()[:, 0]
+    track = torch.unique(component[kept], return_inverse=True)[1]
+    order = torch.argsort(track * view_count + view_of[kept], stable=True)
+    kept = kept[order]
+    return Tracks(view=view_of[kept], track=track[order], pixel=where[kept])
+
+
+def _components(ends: Tensor, view_of: Tensor, view_count: int) -> Tensor:
+    """Number of the connected component of each keypoint, split so that none has two keypoints in one view."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(view_of)
+    if count == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    joined = coo_matrix((np.ones(ends.shape[1]), ends.numpy()), shape=(count, count))
+    component = torch.from_numpy(connected_components(joined, directed=False)[1].astype(np.int64))
+    per_view = torch.bincount(component * view_count + view_of, minlength=(int(component.max()) + 1) * view_count)
+    conflicting = (per_view.reshape(-1, view_count) > 1).any(dim=1)
+    parent = list(range(count))
+    seen_in = [1 << view for view in view_of.tolist()]
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for first, second in ends[:, conflicting[component[ends[0]]]].T.tolist():
+        one, other = root(first), root(second)
+        if one != other and not seen_in[one] & seen_in[other]:
+            parent[other] = one
+            seen_in[one] |= seen_in[other]
+    split = conflicting[component]
+    roots = torch.tensor([root(node) for node in range(count)], dtype=torch.int64)
+    return torch.where(split, roots + int(component.max()) + 1, component)

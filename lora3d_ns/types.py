@@ -237,17 +237,57 @@ class Cameras:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class AlignmentDiagnosis:
+    """What speaks for an alignment, and what against it. Lengths are shares of `unit`.
+
+    Attributes:
+        unit: Typical depth of the scene, in the world's unit.
+        edge_residuals: Per edge the median |e| of its points that count; NaN where none does.
+        focal_spread_percent: Per view half the distance of the quartiles of single pairs' focal lengths.
+        weighted_share: Per view the share of pixels whose fused weight is above the initial cut-off.
+        baseline: Largest distance between two cameras.
+        near_static: Whether the cameras hardly moved: their relative depths then are the network's word alone.
+        uncut_views: Views of which too little passed the confidence cut-off, so that it was not applied to them.
+        contested_views: Views that hang on edges which contradict the rest: nothing better holds them.
+        scale_known: Whether the world's unit is a given one, by known poses or a known distance.
+        match_count: Matched pixels that were used.
+        match_error_px: Their median reprojection error in network pixels; None without matches.
+        converged: Whether the solver met its tolerance.
+        warnings: All of this that a person should read, in words.
+    """
+
+    unit: float
+    edge_residuals: Float[Tensor, " edges"]
+    focal_spread_percent: Float[Tensor, " views"]
+    weighted_share: Float[Tensor, " views"]
+    baseline: float
+    near_static: bool
+    uncut_views: tuple[int, ...]
+    contested_views: tuple[int, ...]
+    scale_known: bool
+    match_count: int
+    match_error_px: float | None
+    converged: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AlignedScene:
     """Pair predictions brought into one scene.
 
     Attributes:
+        graph: The pairs, dropped ones included.
         cameras: One camera per view.
         depths: Depth along each view's z axis at network resolution, world unit.
         world_from_edge: sigma_e T_e of LoRA3D's Eq. 6: from the frame of each edge to the world.
-        weights: For each edge the calibrated weights of its first and its second view's pixels (Eq. 8).
+        weights: For each edge the calibrated weights of its first and its second view's pixels (Eq. 8); 0 where masked
+            and for dropped edges.
         view_weights: The same fused over edges, one map per view.
-        loss_history: Objective after each iteration.
+        moving: Pixels that no static geometry explains, one map per view.
+        loss_history: Objective after each accepted step: coarse grid first, then all pixels.
+        history_seconds: When each of them was reached, from the beginning.
         dropped_edges: Edges left out, with the reason.
+        diagnosis: What speaks for this scene, and what against it.
     """
 
     graph: PairGraph
@@ -256,11 +296,14 @@ class AlignedScene:
     world_from_edge: Sim3
     weights: tuple[tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]], ...]
     view_weights: tuple[Float32[Tensor, "_ _"], ...]
+    moving: tuple[Bool[Tensor, "_ _"], ...]
     loss_history: tuple[float, ...]
+    history_seconds: tuple[float, ...]
     dropped_edges: Mapping[tuple[int, int], str]
+    diagnosis: AlignmentDiagnosis
 
     def __post_init__(self) -> None:
-        _require_one_per_view(self, self.graph.view_count, ["cameras", "depths", "view_weights"])
+        _require_one_per_view(self, self.graph.view_count, ["cameras", "depths", "view_weights", "moving"])
         _require(len(self.weights) == len(self.graph), f"{len(self.weights)} weights for {len(self.graph)} edges")
         for view, (depth, weight) in enumerate(zip(self.depths, self.view_weights, strict=True)):
             _require(

@@ -43,14 +43,35 @@ def focal_from_points(
     height, width = weights.shape
     centre = points_camera.new_tensor([width / 2, height / 2])
     pixels = pixel_centres(height, width, dtype=points_camera.dtype).to(points_camera.device) - centre
+    return focal_from_samples(
+        points_camera.reshape(-1, 3), pixels.reshape(-1, 2), weights.flatten(), iterations=iterations
+    )
+
+
+def focal_from_samples(
+    points_camera: Float[Tensor, "*batch pixels 3"],
+    pixels_from_centre: Float[Tensor, "pixels 2"],
+    weights: Float[Tensor, "*batch pixels"],
+    *,
+    iterations: int = 20,
+) -> Float[Tensor, "*batch"]:
+    """`focal_from_points` of some pixels of one photo, for any number of point maps of it at once.
+
+    Args:
+        points_camera: The points of these pixels.
+        pixels_from_centre: The pixels, counted from the principal point.
+        weights: Their weights.
+        iterations: Re-weighted steps.
+    """
     depth = points_camera[..., 2]
     slopes = points_camera[..., :2] / depth.clamp(min=_NEAREST_DEPTH)[..., None]
     visible = (depth > _NEAREST_DEPTH) & (slopes.norm(dim=-1) < _STEEPEST_SLOPE)
     w = torch.where(visible, weights, 0.0)
-    dot, square = (pixels * slopes).sum(dim=-1), slopes.square().sum(dim=-1)
-    single = pixels.norm(dim=-1) / slopes.norm(dim=-1).clamp(min=1e-9)
-    focal = single[visible & (weights > 0)].nanmedian()
+    dot, square = (pixels_from_centre * slopes).sum(dim=-1), slopes.square().sum(dim=-1)
+    single = pixels_from_centre.norm(dim=-1) / slopes.norm(dim=-1).clamp(min=1e-9)
+    focal = torch.where(visible & (weights > 0), single, torch.nan).nanmedian(dim=-1).values
     for _ in range(iterations):
-        robust = w / (pixels - focal * slopes).norm(dim=-1).clamp(min=1e-6)
-        focal = (robust * dot).sum() / (robust * square).sum()
+        distance = (pixels_from_centre - focal[..., None, None] * slopes).norm(dim=-1)
+        robust = w / distance.clamp(min=1e-6)
+        focal = (robust * dot).sum(dim=-1) / (robust * square).sum(dim=-1)
     return focal

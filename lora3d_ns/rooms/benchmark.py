@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from lora3d_ns.alignment.initialize import chain_cameras
+from lora3d_ns.alignment.settings import AlignmentSettings
 from lora3d_ns.benchmark_record import machine_record, write_record
 from lora3d_ns.conventions import PixelAffine, pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
@@ -38,7 +38,7 @@ from lora3d_ns.rooms.disk import PhotographedRoom
 from lora3d_ns.rooms.domains import domain_by_name
 from lora3d_ns.rooms.render import render
 from lora3d_ns.rooms.scenes import sample_scenes
-from lora3d_ns.types import Cameras, PairPredictions, Views
+from lora3d_ns.types import AlignedScene, Cameras, PairPredictions, Views
 
 MAIN_DOMAINS = ("nominal", "dark", "sparse", "tele")
 EXTRA_DOMAINS = ("clutter", "moving")
@@ -128,11 +128,13 @@ class ArmResult:
     Attributes:
         predictions: Point maps of all ordered pairs.
         cameras: Of all photos.
+        aligned: The scene they were aligned to, for arms that align.
         accepted: What the gate decided, for arms that have one.
     """
 
     predictions: PairPredictions
     cameras: Cameras
+    aligned: AlignedScene | None = None
     accepted: bool | None = None
 
 
@@ -140,14 +142,26 @@ Arm = Callable[[PairNetwork, BenchmarkScene], ArmResult]
 
 
 def pretrained_arm(network: PairNetwork, scene: BenchmarkScene) -> ArmResult:
-    """The network as it is; cameras chained along the best spanning tree of the pairs."""
+    """The network as it is, aligned by Eq. 6: what DUSt3R itself does."""
+    return _aligned(network, scene, AlignmentSettings(objective="plain", matches="off", show_progress=False))
+
+
+def robust_arm(network: PairNetwork, scene: BenchmarkScene) -> ArmResult:
+    """The network as it is, aligned by Eq. 7 with whatever 2D matches there are: the method without fine-tuning."""
+    return _aligned(network, scene, AlignmentSettings(show_progress=False))
+
+
+def _aligned(network: PairNetwork, scene: BenchmarkScene, settings: AlignmentSettings) -> ArmResult:
+    from lora3d_ns.alignment.align import align
+
     views = scene.test.views
     graph = build_pair_graph(CompleteGraph(), len(views))
     predictions = predict_pairs(views, graph, network, PredictionSettings(show_progress=False))
-    return ArmResult(predictions=predictions, cameras=chain_cameras(views, predictions))
+    aligned = align(views, predictions, settings)
+    return ArmResult(predictions=predictions, cameras=aligned.cameras, aligned=aligned)
 
 
-ARMS: Mapping[str, Arm] = {"pretrained": pretrained_arm}
+ARMS: Mapping[str, Arm] = {"pretrained": pretrained_arm, "robust": robust_arm}
 """All arms by name."""
 
 

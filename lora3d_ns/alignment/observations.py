@@ -1,0 +1,180 @@
+"""Pair predictions sorted by view: every point map that says something about a view's pixels, on a grid of them.
+
+The solver works view by view, because depths belong to views: the depth of a pixel meets all point maps of that pixel
+and nothing else. A view's block is built from the predictions when it is needed (a copy in another order), so memory
+holds one view at a time unless the blocks are kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from lora3d_ns.conventions import pixel_centres
+from lora3d_ns.types import PairPredictions, Views
+
+_KEPT_BYTES = 2**31
+"""Blocks are kept between passes while all together need less."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ViewObservations:
+    """What all edges of a view say about some of its pixels.
+
+    Attributes:
+        view: Index of the view.
+        edges: Index of each edge that holds the view; once per edge.
+        pixels: Network pixels (x, y) of the sampled pixels.
+        points: Their 3D points, each in its edge's frame; component before pixel, which is the order the solver reads.
+        confidence: C of the points; 0 where masked, below the cut-off or of a dropped edge.
+    """
+
+    view: int
+    edges: Int64[Tensor, " observations"]
+    pixels: Float32[Tensor, "2 pixels"]
+    points: Float32[Tensor, "observations 3 pixels"]
+    confidence: Float32[Tensor, "observations pixels"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ObservationSettings:
+    """Which observations count.
+
+    Attributes:
+        cutoff: Log-confidence below which a point has no say (LoRA3D: 0.5); 0 lets all have theirs.
+        dropped: Indices of edges without a say.
+        uncut: Indices of edges for which the cut-off does not hold, since nothing would be left of a view.
+    """
+
+    cutoff: float
+    dropped: frozenset[int] = frozenset()
+    uncut: frozenset[int] = frozenset()
+
+
+class ObservationGrid:
+    """The observations of all views on a grid of every `stride`-th pixel.
+
+    Args:
+        views: Photos; their masks take pixels out.
+        predictions: Point maps of the pairs.
+        settings: Which of them count.
+        stride: Distance of the grid's pixels; 1 for all pixels.
+        masks: Further masks, one per view or None: pixels of moving things.
+        device: Where the blocks go.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        predictions: PairPredictions,
+        settings: ObservationSettings,
+        *,
+        stride: int,
+        masks: Sequence[Bool[Tensor, "_ _"] | None] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.stride = stride
+        self.edges = predictions.graph.edges
+        self.device = device or torch.device("cpu")
+        self._predictions = predictions
+        self._settings = settings
+        self._masks = [
+            _both(own, None if masks is None else masks[view], view_shape)
+            for view, (own, view_shape) in enumerate(zip(views.masks, views.shapes, strict=True))
+        ]
+        self._shapes = views.shapes
+        self._roles: list[list[tuple[int, int]]] = [[] for _ in views.names]
+        for index, (i, j) in enumerate(self.edges):
+            self._roles[i].append((index, 0))
+            self._roles[j].append((index, 1))
+        samples = sum(
+            len(roles) * len(self.rows(view)) * len(self.columns(view)) for view, roles in enumerate(self._roles)
+        )
+        self.observation_count = samples
+        self._kept: dict[int, ViewObservations] | None = {} if 16 * samples < _KEPT_BYTES else None
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[ViewObservations]:
+        for view in range(len(self)):
+            yield self.block(view)
+
+    def rows(self, view: int) -> range:
+        """Rows of the view's pixels on the grid."""
+        return range(min(self.stride // 2, self._shapes[view][0] - 1), self._shapes[view][0], self.stride)
+
+    def columns(self, view: int) -> range:
+        """Columns of the view's pixels on the grid."""
+        return range(min(self.stride // 2, self._shapes[view][1] - 1), self._shapes[view][1], self.stride)
+
+    def degree(self, view: int) -> int:
+        """Number of edges that hold the view."""
+        return len(self._roles[view])
+
+    def edges_of(self, view: int) -> Int64[Tensor, " observations"]:
+        """Indices of the edges that hold the view, in the order of its observations."""
+        return torch.tensor([index for index, _ in self._roles[view]], dtype=torch.int64)
+
+    def roles_of(self, view: int) -> tuple[tuple[int, int], ...]:
+        """For each observation of the view the edge's index and whether the view is its first (0) or second (1)."""
+        return tuple(self._roles[view])
+
+    def block(self, view: int) -> ViewObservations:
+        """The observations of one view."""
+        if self._kept is not None and view in self._kept:
+            return self._kept[view]
+        height, width = self._shapes[view]
+        rows, columns = (slice(axis.start, axis.stop, axis.step) for axis in (self.rows(view), self.columns(view)))
+        pixels = pixel_centres(height, width)[rows, columns].reshape(-1, 2).T.contiguous()
+        mask = self._masks[view]
+        counted = None if mask is None else mask[rows, columns].reshape(-1)
+        points = torch.empty(self.degree(view), 3, pixels.shape[1])
+        confidence = torch.empty(self.degree(view), pixels.shape[1])
+        for row, (edge, role) in enumerate(self._roles[view]):
+            pair = self._predictions.pairs[edge]
+            map_, said = (
+                (pair.points_first, pair.confidence_first)
+                if role == 0
+                else (pair.points_second, pair.confidence_second)
+            )
+            points[row] = map_[rows, columns].reshape(-1, 3).T
+            confidence[row] = said[rows, columns].reshape(-1)
+            if edge in self._settings.dropped:
+                confidence[row] = 0.0
+            elif edge not in self._settings.uncut:
+                confidence[row] = torch.where(confidence[row] >= self._settings.cutoff, confidence[row], 0.0)
+        if counted is not None:
+            confidence *= counted
+        block = ViewObservations(
+            view=view,
+            edges=self.edges_of(view).to(self.device),
+            pixels=pixels.to(self.device),
+            points=points.to(self.device),
+            confidence=confidence.to(self.device),
+        )
+        if self._kept is not None:
+            self._kept[view] = block
+        return block
+
+
+def stride_for(views: Views, pixels_per_view: int) -> int:
+    """The smallest stride whose grid has at most so many pixels in the mean view."""
+    mean_pixels = sum(height * width for height, width in views.shapes) / len(views)
+    stride = 1
+    while mean_pixels / stride**2 > pixels_per_view and stride < min(min(shape) for shape in views.shapes):
+        stride += 1
+    return stride
+
+
+def _both(first: Tensor | None, second: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    if first is None and second is None:
+        return None
+    both = torch.ones(shape, dtype=torch.bool)
+    for mask in (first, second):
+        if mask is not None:
+            both &= mask
+    return both

@@ -248,7 +248,9 @@ def _search(
     predicted, stretch = _local_affine(flow, start)
     if known is not None:
         predicted = predicted + _correction(flow, start, known)
-    half, radius = settings.half_patch_px, settings.radius_px
+    half = settings.half_patch_px
+    # Matches nearby make the prediction better.
+    radius = settings.radius_px if known is None else (settings.radius_px + 1) // 2
     template = _sample(source.enlarged, start[:, None, None] + _grid(half))
     window = _sample(target.enlarged, _warped(predicted, stretch, _grid(half + radius)))
     score = _zncc(template, window)
@@ -321,7 +323,7 @@ def _correction(flow: Flow, at: Tensor, known: KnownGeometry) -> Tensor:
 
 
 def _refined(
-    template: Tensor, enlarged: Tensor, coarse: Tensor, stretch: Tensor, half: int, iterations: int = 6
+    template: Tensor, enlarged: Tensor, coarse: Tensor, stretch: Tensor, half: int, iterations: int = 4
 ) -> tuple[Tensor, Tensor]:
     """Places to a fraction of a pixel, and the correlation there."""
     grid = _grid(half)[1:-1, 1:-1].reshape(-1, 2)

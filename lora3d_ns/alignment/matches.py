@@ -1,17 +1,15 @@
-"""Which pixels of two photos show the same point, and the tracks of such pixels through all photos.
+"""Which pixels of two photos show the same point.
 
 Candidates come from SIFT on the photos themselves, and, where that finds too little, from a search where the point
 maps say to look (`lora3d_ns.alignment.guided_matches`). What does not fit one rigid motion between the two photos is
 dropped. Nothing here is random.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from lora3d_ns.alignment.guided_matches import (
@@ -25,13 +23,12 @@ from lora3d_ns.alignment.guided_matches import (
     refine,
     search_both_ways,
 )
+from lora3d_ns.alignment.verification import PairMatches, Verified, verify
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.geometry.camera import focal_from_points
 from lora3d_ns.photos.decoding import load_source_image
 from lora3d_ns.types import PairPrediction, PairPredictions, Views
-
-_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +48,14 @@ class MatchSettings:
         deviation_share: Distance from the point maps' prediction, as a share of the photo's long side, at which other
             SIFT matches are refused.
         least_matches: A pair with fewer is left out.
-        enough: A pair with so many verified matches is not searched any further.
+        enough: A pair with so many verified SIFT matches is not searched any further.
+        few: A pair with fewer matches after a search is searched again with the next settings of `guided`.
     """
 
     sift: bool = True
     guided: tuple[GuidedSettings, ...] = (
         GuidedSettings(),
-        GuidedSettings(blur_px=1.2, half_patch_px=6, radius_px=8),
+        GuidedSettings(blur_px=1.2, half_patch_px=6, radius_px=8, least_zncc=0.75),
     )
     long_side_px: int = 1600
     features: int = 4096
@@ -67,27 +65,16 @@ class MatchSettings:
     deviation_share: float = 0.08
     least_matches: int = 12
     enough: int = 150
+    few: int = 40
 
     def __post_init__(self) -> None:
-        for name in ("long_side_px", "features", "least_matches", "enough"):
+        for name in ("long_side_px", "features", "least_matches", "enough", "few"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}", way_out="Use at least 1")
         if not 0 < self.ratio <= 1:
             raise SettingsError(f"ratio is {self.ratio}", way_out="Use a number between 0 and 1 such as 0.8")
         if not self.epipolar_px > 0:
             raise SettingsError(f"epipolar_px is {self.epipolar_px}", way_out="Use a positive number such as 1.0")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PairMatches:
-    """Corresponding pixels of two photos, in continuous network pixels."""
-
-    pixels_first: Float64[Tensor, "matches 2"]
-    pixels_second: Float64[Tensor, "matches 2"]
-
-    def __len__(self) -> int:
-        """Number of matches."""
-        return len(self.pixels_first)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,25 +95,6 @@ class Matches:
         for i, j in self.pairs:
             if not 0 <= i < j:
                 raise InvalidDataError(f"matches of ({i}, {j})", way_out="Give each pair once, the smaller view first")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Verified:
-    """Matches that fit one rigid motion.
-
-    Attributes:
-        inliers: The matches.
-        candidates: How many there were to choose from.
-        F_second_first: Fundamental matrix of the motion, `x_second^T F x_first = 0` in network pixels; None where
-            nothing was found.
-        log10_chance: Logarithm of the number of motions that so many of so many unrelated matches are expected to fit
-            by chance (Moisan and Stival, 2004).
-    """
-
-    inliers: PairMatches
-    candidates: int
-    F_second_first: Float64[Tensor, "3 3"] | None
-    log10_chance: float = 0.0
 
 
 def match_views(views: Views, predictions: PairPredictions, settings: MatchSettings | None = None) -> Matches:
@@ -204,8 +172,8 @@ def _match_pair(
         verified = check()
     if flows is None:
         return verified
-    for level, first, second in photos:
-        if len(verified.inliers) >= settings.enough:
+    for index, (level, first, second) in enumerate(photos):
+        if len(verified.inliers) >= (settings.enough if index == 0 else settings.few):
             break
         if len(verified.inliers) < 2 * settings.least_matches:
             found = _guided(first, second, flows, level, None) + found
@@ -294,7 +262,7 @@ def _sift_features(views: Views, view: int, settings: MatchSettings) -> _Feature
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if size != (width, height):
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-    sift = cv2.SIFT_create(
+    sift = cv2.SIFT.create(
         nfeatures=settings.features,
         contrastThreshold=0.01 if small else 0.03,
         # Without it OpenCV's positions are a quarter pixel off.
@@ -330,190 +298,3 @@ def _match_features(first: _Features, second: _Features, ratio: float) -> tuple[
     clear = (2.0 - 2.0 * best).clamp(min=0.0) < ratio**2 * (2.0 - 2.0 * second_best)
     kept = mutual & clear
     return first.pixels[kept], second.pixels[nearest[kept]]
-
-
-# --- verification -------------------------------------------------------------------------------
-
-
-def verify(
-    matches: PairMatches, K: tuple[Float64[Tensor, "3 3"], Float64[Tensor, "3 3"]], threshold_px: float
-) -> Verified:
-    """Which matches fit one rigid motion, and the fundamental matrix of it (`x_second^T F x_first = 0`).
-
-    The best of MAGSAC++ (Barath et al., 2020) with an essential matrix, whose focal lengths are those of the point
-    maps, and with a fundamental matrix, which has to explain a tenth more. Matches of the best homography stay too:
-    they are all there is where the camera only turned or the scene is flat.
-    """
-    import cv2
-
-    count = len(matches)
-    none = torch.zeros(count, dtype=torch.bool)
-    if count < 8:
-        return Verified(inliers=_chosen(matches, none), candidates=count, F_second_first=None)
-    first, second = matches.pixels_first.numpy(), matches.pixels_second.numpy()
-    parameters = cv2.UsacParams()
-    parameters.threshold = threshold_px
-    parameters.confidence = 0.9999
-    parameters.maxIterations = 2000
-    parameters.score = cv2.SCORE_METHOD_MAGSAC
-    parameters.loMethod = cv2.LOCAL_OPTIM_SIGMA
-    parameters.sampler = cv2.SAMPLING_UNIFORM
-    parameters.randomGeneratorState = _SEED
-    parameters.isParallel = False
-
-    best, best_score, F_best = none, 0.0, None
-    for kind, handicap in (("essential", 1.0), ("fundamental", 1.1)):
-        try:
-            if kind == "essential":
-                found, _ = cv2.findEssentialMat(first, second, K[0].numpy(), K[1].numpy(), None, None, parameters)
-            else:
-                found, _ = cv2.findFundamentalMat(first, second, parameters)
-        except cv2.error:
-            continue
-        if found is None or found.shape != (3, 3) or not np.isfinite(found).all():
-            continue
-        F_found = torch.from_numpy(found.astype(np.float64))
-        if kind == "essential":
-            F_found = torch.linalg.inv(K[1]).T @ F_found @ torch.linalg.inv(K[0])
-        inliers = sampson_px(F_found, matches) < threshold_px
-        score = float(inliers.sum()) / handicap
-        if score > best_score:
-            best, best_score, F_best = inliers, score, F_found
-    # Of a photo's area the band around an epipolar line has about this share.
-    width, height = 2.0 * float(K[1][0, 2]), 2.0 * float(K[1][1, 2])
-    return Verified(
-        inliers=_chosen(matches, best),
-        candidates=count,
-        F_second_first=F_best,
-        log10_chance=log10_chance(
-            int(best.sum()), count, 2.0 * threshold_px * math.hypot(width, height) / (width * height)
-        ),
-    )
-
-
-def log10_chance(inliers: int, count: int, share: float) -> float:
-    """Logarithm of the expected number of essential matrices that so many of `count` unrelated matches fit by chance.
-
-    `10 (n - 5) C(n, k) C(k, 5) share^(k - 5)`, ten being the solutions of five matches (Moisan and Stival, 2004).
-    """
-    if inliers <= 5:
-        return 0.0
-    return (
-        math.log10(10 * (count - 5))
-        + math.log10(math.comb(count, inliers))
-        + math.log10(math.comb(inliers, 5))
-        + (inliers - 5) * math.log10(min(share, 1.0))
-    )
-
-
-def _chosen(matches: PairMatches, mask: Tensor) -> PairMatches:
-    return PairMatches(pixels_first=matches.pixels_first[mask], pixels_second=matches.pixels_second[mask])
-
-
-def sampson_px(F_second_first: Float64[Tensor, "3 3"], matches: PairMatches) -> Float64[Tensor, " matches"]:
-    """Distance to the epipolar geometry to first order: `|x'^T F x| / |((F x)_1, (F x)_2, (F^T x')_1, (F^T x')_2)|`."""
-    one = torch.ones(len(matches), 1, dtype=torch.float64)
-    x, y = torch.cat([matches.pixels_first, one], dim=1), torch.cat([matches.pixels_second, one], dim=1)
-    forward, backward = x @ F_second_first.T, y @ F_second_first
-    gradient = (forward[:, :2].square().sum(dim=1) + backward[:, :2].square().sum(dim=1)).sqrt()
-    return (y * forward).sum(dim=1).abs() / gradient.clamp(min=1e-12)
-
-
-# --- tracks -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tracks:
-    """Pixels of different photos that show one point, as a flat list.
-
-    Attributes:
-        view, track, pixel: Of each observation; sorted by track, then view. No track has a view twice.
-    """
-
-    view: Int64[Tensor, " observations"]
-    track: Int64[Tensor, " observations"]
-    pixel: Float64[Tensor, "observations 2"]
-
-    def __len__(self) -> int:
-        """Number of tracks."""
-        return int(self.track.max()) + 1 if len(self.track) else 0
-
-
-def build_tracks(matches: Matches, view_count: int, *, merge_px: float = 0.5) -> Tracks:
-    """Matches of all pairs joined: what matches the same pixel is the same point.
-
-    Pixels that round to the same multiple of `merge_px` are one keypoint, at their mean. Where joining would give a
-    point two keypoints in one photo, the track is split: pairs are joined in order as long as that does not happen.
-
-    Args:
-        matches: Of these views.
-        view_count: Number of views.
-        merge_px: How close pixels must be to be one.
-
-    Returns:
-        Tracks with observations in two photos or more.
-
-    Raises:
-        InvalidDataError: A match is of a view that does not exist.
-        SettingsError: `merge_px` is not positive.
-    """
-    if not merge_px > 0:
-        raise SettingsError(f"merge_px is {merge_px}", way_out="Use a positive number such as 0.5")
-    if any(j >= view_count for _, j in matches.pairs):
-        raise InvalidDataError(f"matches of more than {view_count} views", way_out="Give the views' own number")
-    views, pixels = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 2, dtype=torch.float64)]
-    for (i, j), pair in sorted(matches.pairs.items()):
-        for view, at in ((i, pair.pixels_first), (j, pair.pixels_second)):
-            views.append(torch.full((len(at),), view, dtype=torch.int64))
-            pixels.append(at)
-    view, pixel = torch.cat(views), torch.cat(pixels)
-    starts = torch.cumsum(torch.tensor([0, *(len(part) for part in pixels[1:])]), dim=0)[:-1].tolist()
-    cell = torch.cat([view[:, None], (pixel / merge_px).round().long()], dim=1)
-    keypoint = torch.unique(cell, dim=0, return_inverse=True)[1] if len(cell) else view
-    count = int(keypoint.max()) + 1 if len(keypoint) else 0
-    where = torch.zeros(count, 2, dtype=torch.float64).index_add_(0, keypoint, pixel)
-    where /= torch.bincount(keypoint, minlength=count).clamp(min=1)[:, None]
-    view_of = torch.zeros(count, dtype=torch.int64).index_copy_(0, keypoint, view)
-
-    ends = [torch.zeros(2, 0, dtype=torch.int64)]
-    for first, second in zip(starts[::2], starts[1::2], strict=True):
-        length = second - first
-        ends.append(torch.stack([keypoint[first:second], keypoint[second : second + length]]))
-    component = _components(torch.cat(ends, dim=1), view_of, view_count)
-    sizes = torch.bincount(component, minlength=1) if count else component
-    kept = (sizes[component] >= 2).nonzero()[:, 0]
-    track = torch.unique(component[kept], return_inverse=True)[1]
-    order = torch.argsort(track * view_count + view_of[kept], stable=True)
-    kept = kept[order]
-    return Tracks(view=view_of[kept], track=track[order], pixel=where[kept])
-
-
-def _components(ends: Tensor, view_of: Tensor, view_count: int) -> Tensor:
-    """Number of the connected component of each keypoint, split so that none has two keypoints in one view."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(view_of)
-    if count == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    joined = coo_matrix((np.ones(ends.shape[1]), ends.numpy()), shape=(count, count))
-    component = torch.from_numpy(connected_components(joined, directed=False)[1].astype(np.int64))
-    per_view = torch.bincount(component * view_count + view_of, minlength=(int(component.max()) + 1) * view_count)
-    conflicting = (per_view.reshape(-1, view_count) > 1).any(dim=1)
-    parent = list(range(count))
-    seen_in = [1 << view for view in view_of.tolist()]
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for first, second in ends[:, conflicting[component[ends[0]]]].T.tolist():
-        one, other = root(first), root(second)
-        if one != other and not seen_in[one] & seen_in[other]:
-            parent[other] = one
-            seen_in[one] |= seen_in[other]
-    split = conflicting[component]
-    roots = torch.tensor([root(node) for node in range(count)], dtype=torch.int64)
-    return torch.where(split, roots + int(component.max()) + 1, component)

@@ -268,7 +268,7 @@ def _sift_features(views: Views, view: int, settings: MatchSettings) -> _Feature
         # Without it OpenCV's positions are a quarter pixel off.
         enable_precise_upscale=True,
     )
-    keypoints, descriptors = sift.detectAndCompute(grey, None)
+    keypoints, descriptors = sift.detectAndCompute(grey, np.full(grey.shape, 255, dtype=np.uint8))
     if not keypoints or descriptors is None:
         return _Features(pixels=torch.zeros(0, 2, dtype=torch.float64), descriptors=torch.zeros(0, 128))
     # OpenCV's first pixel centre is at 0.

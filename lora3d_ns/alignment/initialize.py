@@ -105,7 +105,7 @@ def contradicting_edges(
 def without_disconnecting(
     graph: PairGraph, wanted: Mapping[tuple[int, int], str], already: Mapping[tuple[int, int], str]
 ) -> dict[tuple[int, int], str]:
-    """Those of the wanted edges, in their order, that can go while every view stays connected and first in some pair."""
+    """Those of the wanted edges, in their order, that can go while every view stays connected and first of a pair."""
     left = nx.MultiGraph()
     left.add_nodes_from(range(graph.view_count))
     for i, j in graph.edges:
@@ -131,8 +131,8 @@ def world_from_shapes(
 ) -> Sim3:
     """Where the own shape of every view lies, in the frame and unit of the first one's: the best spanning tree.
 
-    The cost of an edge is `(misfit + disagreement + 0.02) / (strength * (1 + matches / 20))`; of both orders the cheaper
-    one counts. Photos with verified matches do overlap, whatever the network thinks of them.
+    The cost of an edge is `(misfit + disagreement + 0.02) / (strength * (1 + matches / 20))`; of both orders the
+    cheaper one counts. Photos with verified matches do overlap, whatever the network thinks of them.
 
     Args:
         graph: The pairs.

@@ -21,8 +21,8 @@ def damped_step(
 ) -> Float64[Tensor, " numbers"]:
     """`(H + damping diag(H)) step = -g` over the free numbers, zero for the fixed ones.
 
-    Where the scale is a gauge, the steps of all log sigma_e sum to zero. Small systems are factorised; large ones, whose
-    blocks couple only the edges of one view, are solved by conjugate gradients at a cost linear in the blocks.
+    Where the scale is a gauge, the steps of all log sigma_e sum to zero. Small systems are factorised; large ones,
+    whose blocks couple only the edges of one view, are solved by conjugate gradients at a cost linear in the blocks.
     """
     rows = [freedom.index[block.index] for block in blocks]
     g = _gather([(row, block.g) for row, block in zip(rows, blocks, strict=True)], freedom.count)

@@ -25,7 +25,9 @@ from lora3d_ns.alignment.observations import ViewObservations
 from lora3d_ns.alignment.state import PER_VIEW, POSE, SIMILARITY, AlignmentState, cross_matrix
 
 _NEAREST_SHARE = 1e-3
-"""Least distance of a point along its ray, as a share of the mean one: nothing is at or behind the camera."""
+"""Least distance of a point along its ray, as a share of the usual one: nothing is at or behind the camera."""
+_USUAL_PIXELS = 256
+"""Pixels of a view that say what distance is usual."""
 _CHUNK_NUMBERS = 2**19
 """Floats of one point array handled at once, so that the arrays of a chunk stay in the processor's caches."""
 _TABLE = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
@@ -105,6 +107,7 @@ def pass_over_view(
 
     count, pixel_count = observations.confidence.shape
     chunk = max(256, _CHUNK_NUMBERS // (3 * max(count, 1)))
+    nearest = _NEAREST_SHARE * _usual_distance(observations.points, A, b, rays)
     totals = _Totals(count, device)
     new_distances = torch.empty(pixel_count, device=device)
     residual = torch.empty(count, pixel_count, device=device) if keep_residual else None
@@ -121,7 +124,6 @@ def pass_over_view(
             iterations = inner_iterations + 12
         else:
             t, iterations = distances[part], inner_iterations
-        nearest = _NEAREST_SHARE * t.abs().mean().clamp(min=1e-12)
         for _ in range(iterations):
             length = (across_square + (along - t).square()).sqrt()
             omega = calibrated_weight(C, length, mu) / length
@@ -137,7 +139,7 @@ def pass_over_view(
             residual[:, part] = length
         if system_centre is not None:
             e = across.addcmul_(off[:, None], ray)
-            totals.add(w / length, e, length, ray, t, state.focal_px[view])
+            totals.add(w / length, e, length.square() - smoothing**2, ray, t, state.focal_px[view])
     return ViewPass(
         objective=float(totals.objective),
         influence=float(totals.influence),
@@ -145,6 +147,13 @@ def pass_over_view(
         block=None if system_centre is None else totals.block(observations, state, system_centre),
         residual=residual,
     )
+
+
+def _usual_distance(points: Tensor, A: Tensor, b: Tensor, rays: Tensor) -> Tensor:
+    """Median distance of a view's observations along their rays, whatever chunks they are handled in."""
+    some = slice(None, None, max(1, points.shape[2] // _USUAL_PIXELS))
+    along = torch.einsum("kip,ip->kp", torch.baddbmm(b[:, :, None], A, points[:, :, some]), rays[:, some])
+    return along.abs().median().clamp(min=1e-12)
 
 
 class _Totals:
@@ -160,13 +169,13 @@ class _Totals:
         self.own = torch.zeros(count, 10, dtype=torch.float64, device=device)
         self.shared = torch.zeros(10, count, count, dtype=torch.float64, device=device)
 
-    def add(self, omega: Tensor, e: Tensor, length: Tensor, ray: Tensor, t: Tensor, focal_px: Tensor) -> None:
-        """Adds the pixels of a chunk."""
+    def add(self, omega: Tensor, e: Tensor, square: Tensor, ray: Tensor, t: Tensor, focal_px: Tensor) -> None:
+        """Adds the pixels of a chunk; `square` is |e|^2."""
         count = self.count
         x = t * ray
         pull = (omega[:, None] * e).reshape(3 * count, -1)
         self.moments += (pull @ torch.cat([x, torch.ones_like(t)[None]]).T).view(count, 3, 4).double()
-        self.squares += (omega * length.square()).sum(dim=1, dtype=torch.float64)
+        self.squares += (omega * square).sum(dim=1, dtype=torch.float64)
 
         moves = _moves(x, focal_px)
         moves = moves - (moves * ray.T[:, None]).sum(dim=-1, keepdim=True) * ray.T[:, None]

@@ -137,7 +137,7 @@ def _view_shape(view: int, edges: Sequence[int], views: Views, predictions: Pair
         robust = weight / (distance + 0.02)
         fused = (robust[..., None] * points / scale[:, None, None]).sum(dim=0) / robust.sum(dim=0)[:, None]
         if step % 4 == 3:
-            # The fused map is fitted to the edge's, not the other way round: there an outlier's square would weigh most.
+            # The fused map is fitted to the edge's; the other way round an outlier's square would weigh most.
             dot = (robust * (points * fused).sum(dim=-1)).sum(dim=1)
             scale = (dot / (robust * fused.square().sum(dim=-1)).sum(dim=1)).clamp(min=1e-9)
     unit = fused[:, 2][fused[:, 2] > 0].median() if bool((fused[:, 2] > 0).any()) else fused.norm(dim=1).median()

@@ -75,8 +75,10 @@ def _factorised(
     H = H.view(count + 1, count + 1)[:count, :count].clone()
     H.diagonal().add_(damping)
     if held is not None:
-        # A stiff spring on the mean of the log scales; what it leaves is taken out below.
-        H[held[:, None], held] += 10.0 * float(H.diagonal()[held].mean())
+        # The mean of the log scales is taken out of all equations, and what that leaves undetermined is set to zero.
+        H[held] -= H[held].mean(dim=0)
+        H[:, held] -= H[:, held].mean(dim=1, keepdim=True)
+        H[held[:, None], held] += H.diagonal()[held].mean() / len(held)
     factor, failed = torch.linalg.cholesky_ex(H)
     if int(failed):
         H.diagonal().add_(1e-9 * float(H.diagonal().max()))

@@ -280,8 +280,8 @@ class AlignedScene:
         cameras: One camera per view.
         depths: Depth along each view's z axis at network resolution, world unit.
         world_from_edge: sigma_e T_e of LoRA3D's Eq. 6: from the frame of each edge to the world.
-        weights: For each edge the calibrated weights of its first and its second view's pixels (Eq. 8); 0 where masked
-            and for dropped edges.
+        weights: For each edge the calibrated weights of its first and its second view's pixels (Eq. 8, see
+            `alignment.calibrate`); 0 where masked. Those of a dropped edge are small because it is far off.
         view_weights: The same fused over edges, one map per view.
         moving: Pixels that no static geometry explains, one map per view.
         loss_history: Objective after each accepted step: coarse grid first, then all pixels.

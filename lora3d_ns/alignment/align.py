@@ -240,6 +240,7 @@ def align(
         loss_mu=None if problem.mu is None else problem.mu * unit_now,
         weight_mu=settings.mu * unit_now,
         smoothing=_SMOOTHING * unit_now,
+        cutoff=settings.cutoff,
     )
     return _scene(problem, solved, maps, unit_now, metric, estimates, uncut_views, intrinsics.warnings, history)
 
@@ -434,6 +435,7 @@ def _static_masks(
         loss_mu=problem.mu * now,
         weight_mu=problem.mu * now,
         smoothing=_SMOOTHING * now,
+        cutoff=problem.settings.cutoff,
     )
     return [~moving for moving in maps.moving]
 

@@ -1,7 +1,15 @@
 """Confidence becomes a weight: what the network said, by how well the finished geometry bears it out.
 
-LoRA3D's Eq. 8, `w = C / (1 + |e| / mu)^2`, at the solution. A point of one pair whose place no other pair confirms loses
-its weight however sure the network was; a point that all agree on keeps the confidence it had.
+LoRA3D's Eq. 8, `w = C / (1 + |e| / mu)^2`, at the solution. While the scene is being solved, e is taken after the edge
+was laid over it by a similarity of its own, since nothing yet says where its first camera really stands. The finished
+scene says so, and a pair is only right if it is right *there*: for the weights that are handed on, e is the distance
+between the pair's points and the scene's in the first camera's own frame, the pair's free scale fitted,
+
+    e_p = | s X_p - T_i^-1 x_p |,
+
+which is how far the network is from the label that Eq. 9 will give it. A whole second map in the wrong place has no
+large e by its own similarity, and a very large one here. On validation rooms these weights order the true errors better
+than the confidences do in every domain, and those with the edge's own similarity do not (BENCHMARKS.md).
 """
 
 from collections.abc import Sequence
@@ -15,8 +23,11 @@ from lora3d_ns.alignment.normal_equations import pass_over_view
 from lora3d_ns.alignment.objective import calibrated_weight
 from lora3d_ns.alignment.observations import ObservationGrid
 from lora3d_ns.alignment.state import AlignmentState
-from lora3d_ns.types import PairPredictions
+from lora3d_ns.geometry.camera import points_from_depth
+from lora3d_ns.geometry.similarity import weighted_scale
+from lora3d_ns.types import PairPrediction, PairPredictions
 
+_SCALE_POINTS = 20_000
 _SMOOTHING_PX = 2
 """Moving things are found on averages over windows of 2 * 2 + 1 pixels: single pixels are noise."""
 
@@ -29,7 +40,7 @@ class CalibratedMaps:
         depths: Depth along z of every view, world unit.
         weights: Per edge the weights of its first and its second view's pixels.
         view_weights: Mean weight of each pixel over the edges that hold its view.
-        edge_residuals: Per edge the median |e| over points that count, world unit; NaN where none does.
+        edge_residuals: Per edge the median e over points that count, world unit; NaN where none does.
         moving: Pixels that no static geometry explains.
     """
 
@@ -50,6 +61,7 @@ def calibrated_maps(
     loss_mu: float | None,
     weight_mu: float,
     smoothing: float,
+    cutoff: float,
 ) -> CalibratedMaps:
     """Depths, weights, residuals and moving pixels at a solution.
 
@@ -65,11 +77,9 @@ def calibrated_maps(
         loss_mu: Of the objective that the depths minimise, world unit; None for Eq. 6.
         weight_mu: Of Eq. 8, world unit.
         smoothing: Of the residuals, world unit.
+        cutoff: Confidence above which a point counts for `edge_residuals`.
     """
-    edges = predictions.graph.edges
-    depths, view_weights, moving = [], [], []
-    weights: list[list[Tensor | None]] = [[None, None] for _ in edges]
-    residuals: list[list[Tensor]] = [[] for _ in edges]
+    depths, moving = [], []
     for view in range(len(counted)):
         said = everything.block(view)
         result = pass_over_view(
@@ -78,7 +88,6 @@ def calibrated_maps(
             distances[view],
             mu=loss_mu,
             smoothing=smoothing,
-            inner_iterations=10,
             keep_residual=True,
         )
         assert result.residual is not None
@@ -86,28 +95,64 @@ def calibrated_maps(
         K_inverse = torch.linalg.inv(state.K(view)).float()
         rays = K_inverse @ torch.cat([said.pixels.cpu(), torch.ones(1, height * width)])
         depths.append((result.distances.cpu() / rays.norm(dim=0)).view(height, width))
-        w = calibrated_weight(said.confidence, result.residual, weight_mu)
-        heard = counted.block(view).confidence > 0
-        for row, (edge, role) in enumerate(counted.roles_of(view)):
-            pair = predictions.pairs[edge]
-            weights[edge][role] = w[row].view(height, width).to("cpu", pair.confidence_first.dtype)
-            residuals[edge].append(result.residual[row][heard[row]].cpu())
-        used = (said.confidence > 0).any(dim=1).sum().clamp(min=1)
-        view_weights.append((w.sum(dim=0) / used).view(height, width).cpu())
         moving.append(_moving(result.residual, said.confidence, height, width, weight_mu))
-    medians = [torch.cat(parts).median() if sum(map(len, parts)) else torch.tensor(torch.nan) for parts in residuals]
+
+    own = [points_from_depth(depth, state.K(view).float()) for view, depth in enumerate(depths)]
+    weights: list[tuple[Tensor, Tensor]] = []
+    medians: list[Tensor] = []
+    totals = [torch.zeros_like(depth) for depth in depths]
+    used = [0] * len(depths)
+    for edge, pair in predictions:
+        maps = []
+        lengths = pair_residuals(pair, own[edge[0]], _in_first_frame(own[edge[1]], state, edge))
+        heard = []
+        for view, length, confidence in zip(
+            edge, lengths, (pair.confidence_first, pair.confidence_second), strict=True
+        ):
+            mask = everything.mask(view)
+            C = confidence if mask is None else confidence * mask
+            maps.append(calibrated_weight(C, length, weight_mu))
+            totals[view] += maps[-1]
+            used[view] += 1
+            heard.append(length[cutoff <= C])
+        stored = predictions.pairs[len(weights)].confidence_first.dtype
+        weights.append((maps[0].to(stored), maps[1].to(stored)))
+        together = torch.cat(heard)
+        medians.append(together.median() if len(together) else torch.tensor(torch.nan))
     return CalibratedMaps(
         depths=tuple(depths),
-        weights=tuple((_present(first), _present(second)) for first, second in weights),
-        view_weights=tuple(view_weights),
+        weights=tuple(weights),
+        view_weights=tuple(total / max(count, 1) for total, count in zip(totals, used, strict=True)),
         edge_residuals=torch.stack(medians),
         moving=tuple(moving),
     )
 
 
-def _present(weight: Tensor | None) -> Tensor:
-    assert weight is not None
-    return weight
+def pair_residuals(
+    pair: PairPrediction,
+    first: Float[Tensor, "height_first width_first 3"],
+    second: Float[Tensor, "height_second width_second 3"],
+) -> tuple[Float[Tensor, "height_first width_first"], Float[Tensor, "height_second width_second"]]:
+    """`|s X - x|` of both maps, s being the one scale that fits the pair to the scene best (confidence-weighted, L1).
+
+    Args:
+        pair: The prediction.
+        first, second: The scene's points of the same pixels, in the first camera's frame.
+    """
+    predicted = torch.cat([pair.points_first.flatten(0, 1), pair.points_second.flatten(0, 1)])
+    found = torch.cat([first.flatten(0, 1), second.flatten(0, 1)])
+    confidence = torch.cat([pair.confidence_first.flatten(), pair.confidence_second.flatten()])
+    every = max(1, len(found) // _SCALE_POINTS)
+    scale = weighted_scale(predicted[::every], found[::every], confidence[::every] + 1e-6)
+    distance = (scale * predicted - found).norm(dim=1)
+    count = pair.confidence_first.numel()
+    return distance[:count].view_as(pair.confidence_first), distance[count:].view_as(pair.confidence_second)
+
+
+def _in_first_frame(points: Tensor, state: AlignmentState, edge: tuple[int, int]) -> Tensor:
+    i, j = edge
+    T_i_j = (torch.linalg.inv(state.T_world_camera[i]) @ state.T_world_camera[j]).float()
+    return points @ T_i_j[:3, :3].T + T_i_j[:3, 3]
 
 
 def _moving(residual: Tensor, confidence: Tensor, height: int, width: int, mu: float) -> Tensor:

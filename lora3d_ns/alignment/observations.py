@@ -123,6 +123,10 @@ class ObservationGrid:
         """For each observation of the view the edge's index and whether the view is its first (0) or second (1)."""
         return tuple(self._roles[view])
 
+    def mask(self, view: int) -> Bool[Tensor, "_ _"] | None:
+        """Pixels of the view that count, at full resolution; None where all do."""
+        return self._masks[view]
+
     def block(self, view: int) -> ViewObservations:
         """The observations of one view."""
         if self._kept is not None and view in self._kept:

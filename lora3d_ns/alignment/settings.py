@@ -58,7 +58,7 @@ class AlignmentSettings:
     """
 
     objective: Objective = "robust"
-    mu: float = 0.05
+    mu: float = 0.1
     cutoff: float = 0.5
     focal: FocalModel = "auto"
     principal_point: bool = False

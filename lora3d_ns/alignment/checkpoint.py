@@ -1,37 +1,46 @@
-"""The solver's state on disk, so that an interrupted alignment goes on where it was."""
+"""Where an alignment stands, on disk, so that an interrupted one goes on from there."""
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from lora3d_ns.alignment.matches import Matches
+from lora3d_ns.alignment.problem import Standing
 from lora3d_ns.alignment.settings import AlignmentSettings
 from lora3d_ns.alignment.state import AlignmentState
 from lora3d_ns.types import PairPredictions, Sim3, Views
 
+_FORMAT = "lora3d alignment 1"
+
 
 class AlignmentCheckpoint:
-    """A file with the last state of one alignment.
+    """A file with the last standing of one alignment.
 
     Args:
         path: The file; replaced as a whole at every save, so it is never half written.
-        views, predictions, settings: What is being aligned: a file of anything else is ignored and replaced.
+        views, predictions, settings, matches: What is aligned: a file of anything else is ignored and replaced.
     """
 
-    def __init__(self, path: Path, views: Views, predictions: PairPredictions, settings: AlignmentSettings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        views: Views,
+        predictions: PairPredictions,
+        settings: AlignmentSettings,
+        matches: Matches | None,
+    ) -> None:
         self.path = path
-        self._edges = predictions.graph.edges
-        self._key = _fingerprint(views, predictions, settings)
+        self._key = _fingerprint(views, predictions, settings, matches)
 
-    def save(self, state: AlignmentState, dropped: Mapping[tuple[int, int], str]) -> None:
-        """Writes the state."""
-        edge = state.world_from_edge
+    def save(self, now: Standing) -> None:
+        """Writes the standing."""
+        state, edge = now.state, now.state.world_from_edge
         tensors = {
             "T_world_camera": state.T_world_camera,
             "focal_px": state.focal_px,
@@ -40,34 +49,42 @@ class AlignmentCheckpoint:
             "edge_rotation": edge.rotation,
             "edge_translation": edge.translation,
         }
+        if now.static is not None:
+            tensors |= {f"static {view}": static for view, static in enumerate(now.static)}
+        told = {
+            "stage": now.stage,
+            "unit": now.unit,
+            "dropped": [[i, j, reason] for (i, j), reason in now.dropped.items()],
+            "match_objective": now.match_objective,
+            "settled": now.settled,
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(self.path.name + ".part")
-        left_out = [[i, j, reason] for (i, j), reason in dropped.items()]
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             beside,
-            metadata={"key": self._key, "dropped": json.dumps(left_out)},
+            metadata={"key": self._key, "told": json.dumps(told)},
         )
-        os.replace(beside, self.path)
+        beside.replace(self.path)
 
-    def resumed(
-        self, state: AlignmentState, dropped: dict[tuple[int, int], str]
-    ) -> tuple[AlignmentState, dict[tuple[int, int], str]]:
-        """What the file holds of this alignment, or what was given where it holds nothing of it."""
+    def resumed(self, begin: Standing) -> Standing:
+        """What the file holds of this alignment; `begin` itself where it holds nothing of it."""
         if not self.path.is_file():
-            return state, dropped
+            return begin
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("key") != self._key:
-                    return state, dropped
+                    return begin
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError:
             # Damaged: begin anew, the next save replaces it.
-            return state, dropped
-        left_out = {(int(i), int(j)): str(reason) for i, j, reason in json.loads(metadata["dropped"])}
-        return (
-            AlignmentState(
+            return begin
+        told = json.loads(metadata["told"])
+        static = [saved[f"static {view}"] for view in range(len(begin.state.focal_px)) if f"static {view}" in saved]
+        return Standing(
+            stage=told["stage"],
+            state=AlignmentState(
                 T_world_camera=saved["T_world_camera"],
                 focal_px=saved["focal_px"],
                 principal_point_px=saved["principal_point_px"],
@@ -75,18 +92,39 @@ class AlignmentCheckpoint:
                     scale=saved["edge_scale"], rotation=saved["edge_rotation"], translation=saved["edge_translation"]
                 ),
             ),
-            left_out,
+            unit=told["unit"],
+            dropped={(i, j): reason for i, j, reason in told["dropped"]},
+            match_objective=told["match_objective"],
+            static=tuple(static) or None,
+            settled=told["settled"],
         )
 
 
-def _fingerprint(views: Views, predictions: PairPredictions, settings: AlignmentSettings) -> str:
-    """A hash of the names, graph and settings, and of sums that any changed prediction changes."""
-    told = json.dumps([views.names, views.shapes, predictions.graph.edges, asdict(settings)], default=str)
-    digest = hashlib.sha256(told.encode())
+def _fingerprint(
+    views: Views, predictions: PairPredictions, settings: AlignmentSettings, matches: Matches | None
+) -> str:
+    """A hash of everything that the result depends on."""
+    settings = replace(settings, show_progress=False)
+    told = [_FORMAT, views.names, views.source_sizes, views.lens_groups, predictions.graph.edges, asdict(settings)]
+    told.append([asdict(affine) for affine in views.source_from_network])
+    digest = hashlib.sha256(json.dumps(told, default=str).encode())
+    # The photos themselves count where matches are looked for in them.
+    for values in (*views.images, *views.masks, *views.known_K, *views.known_T_world_camera):
+        _add(digest, values)
     for pair in predictions.pairs:
         for values in (pair.points_first, pair.points_second, pair.confidence_first, pair.confidence_second):
-            total = values.sum(dtype=torch.float64)
-            digest.update(total.numpy().tobytes())
-    for known in (*views.known_K, *views.known_T_world_camera):
-        digest.update(b"-" if known is None else known.double().numpy().tobytes())
+            _add(digest, values)
+    for (i, j), found in sorted(matches.pairs.items()) if matches is not None else ():
+        digest.update(f"matches {i} {j}".encode())
+        _add(digest, found.pixels_first)
+        _add(digest, found.pixels_second)
     return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", values: Tensor | None) -> None:
+    if values is None:
+        digest.update(b"none")
+        return
+    values = values.detach().cpu().contiguous()
+    digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+    digest.update(values.view(torch.uint8).numpy().data)

@@ -102,7 +102,8 @@ def known_poses(views: Views) -> KnownPoses:
         if T is None:
             continue
         R = T[:3, :3].double()
-        if not bool(torch.isfinite(T).all()) or not torch.allclose(R @ R.T, torch.eye(3).double(), atol=1e-3):
+        rigid = torch.allclose(R @ R.T, torch.eye(3).double(), atol=1e-3) and float(torch.linalg.det(R)) > 0
+        if not bool(torch.isfinite(T).all()) or not rigid:
             raise KnownCameraError(
                 f"the known pose of {name} is no rotation and translation", way_out="Correct it, or leave it out"
             )
@@ -160,23 +161,40 @@ def _similarity_of_cameras(ours: Tensor, theirs: Tensor, with_scale: bool) -> Si
     return Sim3(scale=scale, rotation=rotation, translation=mean_theirs - scale * mean_ours)
 
 
+def check_distances(distances: Sequence[KnownDistance], views: Views, poses: KnownPoses) -> None:
+    """Nothing, if the known distances can be measured and are the only thing that gives the unit.
+
+    Raises:
+        SettingsError: They are not.
+    """
+    for known in distances:
+        for name, pixel in ((known.first, known.first_px), (known.second, known.second_px)):
+            if name not in views.names:
+                raise SettingsError(f"a known distance names the photo {name!r}", way_out="Give a photo of the set")
+            if pixel is not None:
+                _row_and_column(views, views.names.index(name), pixel)
+    if distances and poses.fix_scale:
+        raise SettingsError(
+            "known poses and known distances both give the scene its unit", way_out="Leave one of them out"
+        )
+
+
 def scale_from_distances(
     distances: Sequence[KnownDistance], views: Views, cameras: Cameras, depths: Sequence[Float32[Tensor, "_ _"]]
 ) -> float | None:
     """By what to multiply the scene so that the known distances hold: their total over the scene's; None without any.
 
     Raises:
-        SettingsError: A distance names no photo, a pixel outside it, or two points that lie in one place.
+        SettingsError: The two ends of a distance lie in one place.
     """
     if not distances:
         return None
     measured = 0.0
     for known in distances:
-        ends = []
-        for name, pixel in ((known.first, known.first_px), (known.second, known.second_px)):
-            if name not in views.names:
-                raise SettingsError(f"a known distance names the photo {name!r}", way_out="Give a photo of the set")
-            ends.append(_world_point(views.names.index(name), pixel, name, views, cameras, depths))
+        ends = [
+            _world_point(views.names.index(name), pixel, views, cameras, depths)
+            for name, pixel in ((known.first, known.first_px), (known.second, known.second_px))
+        ]
         length = float((ends[0] - ends[1]).norm())
         if not length > 0:
             raise SettingsError(
@@ -187,10 +205,23 @@ def scale_from_distances(
     return sum(known.distance for known in distances) / measured
 
 
+def scaled_about_known_poses(state: AlignmentState, factor: float, poses: KnownPoses) -> AlignmentState:
+    """The scene in another unit. The world's origin stays, or the known cameras, which then are all in one place."""
+    centre = torch.zeros(3, dtype=torch.float64)
+    if poses.T_world_camera:
+        centre = torch.stack([T[:3, 3] for T in poses.T_world_camera.values()]).mean(dim=0)
+    return state.moved(
+        Sim3(
+            scale=torch.tensor(factor, dtype=torch.float64),
+            rotation=torch.eye(3, dtype=torch.float64),
+            translation=(1.0 - factor) * centre,
+        )
+    )
+
+
 def _world_point(
     view: int,
     pixel: tuple[float, float] | None,
-    name: str,
     views: Views,
     cameras: Cameras,
     depths: Sequence[Tensor],
@@ -198,10 +229,18 @@ def _world_point(
     T = cameras.T_world_camera[view].double()
     if pixel is None:
         return T[:3, 3]
+    source = torch.tensor([*pixel, 1.0], dtype=torch.float64)
+    ray = torch.linalg.inv(cameras.K[view].double()) @ source
+    return T[:3, :3] @ (float(depths[view][_row_and_column(views, view, pixel)]) * ray) + T[:3, 3]
+
+
+def _row_and_column(views: Views, view: int, pixel: tuple[float, float]) -> tuple[int, int]:
+    """The network pixel in which a source pixel lies."""
     source = torch.tensor(pixel, dtype=torch.float64)
-    x, y = views.source_from_network[view].network_from_source(source).floor().long().tolist()
-    height, width = depths[view].shape
+    x, y = views.source_from_network[view].network_from_source(source).floor().tolist()
+    height, width = views.shapes[view]
     if not (0 <= x < width and 0 <= y < height):
-        raise SettingsError(f"pixel {pixel} lies outside what is used of {name}", way_out="Choose a pixel inside")
-    ray = torch.linalg.inv(cameras.K[view].double()) @ torch.cat([source, torch.ones(1).double()])
-    return T[:3, :3] @ (float(depths[view][y, x]) * ray) + T[:3, 3]
+        raise SettingsError(
+            f"pixel {pixel} lies outside what is used of {views.names[view]}", way_out="Choose a pixel inside"
+        )
+    return int(y), int(x)

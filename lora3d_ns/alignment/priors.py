@@ -1,4 +1,4 @@
-"""Small further terms of the objective: known poses that may be off, and springs on what the evidence may leave loose."""
+"""Small further terms of the objective: known poses that may be off, and springs on what evidence may leave loose."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _FOCAL_WEIGHT, _FOCAL_LOG = 0.02, 0.5
 
 
 def focal_prior(focal_px: Float64[Tensor, "views 2"], free: Sequence[int], objective: float) -> ExtraTerm:
-    """`0.02 L / N * sum_v (log(f_v / f0_v) / 0.5)^2 / 2`: keeps a focal length that nothing determines from running away.
+    """`0.02 L / N * sum_v (log(f_v / f0_v) / 0.5)^2 / 2`: holds a focal length that nothing else does.
 
     A focal length off by 65 % costs one percent of the objective, which any real evidence outweighs.
 
@@ -47,8 +47,8 @@ def edge_scale_spring(edge_scale: Float64[Tensor, " edges"], edges: Sequence[int
     """`L / (2 E) * sum_e (log(sigma_e / sigma0_e))^2`, the mean over edges taken out.
 
     The gauge fixes the product of the sigma_e, and the robust loss of an edge is bounded: without a spring an edge that
-    nothing confirms could grow for ever and let all others shrink. An edge that is confirmed is held by its points about
-    `(depth / |e|)^2`, some thousand times, more stiffly.
+    nothing confirms could grow for ever and let all others shrink. An edge that is confirmed is held by its points
+    about `(depth / |e|)^2`, some thousand times, more stiffly.
 
     Args:
         edge_scale: sigma0 of all edges.
@@ -70,8 +70,15 @@ def edge_scale_spring(edge_scale: Float64[Tensor, " edges"], edges: Sequence[int
     return term
 
 
-def pose_prior(poses: KnownPoses, settings: AlignmentSettings, unit: float, weight: float) -> ExtraTerm:
-    """`weight / 2 * sum_v (angle_v / pose_prior_deg)^2 + (|centre_v - known_v| / (pose_prior_share unit))^2`."""
+def pose_prior(poses: KnownPoses, settings: AlignmentSettings, *, unit: float, weight: float) -> ExtraTerm:
+    """`weight / 2 * sum_v (angle_v / pose_prior_deg)^2 + (|centre_v - known_v| / (pose_prior_share unit))^2`.
+
+    Args:
+        poses: The known poses v.
+        settings: How far they may be off.
+        unit: Typical depth, world unit.
+        weight: In the unit of the objective, which is a length of the gauge.
+    """
     angle_rad = math.radians(settings.pose_prior_deg)
     length = settings.pose_prior_share * unit
 

@@ -1,5 +1,6 @@
 """How an alignment is made."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ class KnownDistance:
     second_px: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not self.distance > 0:
+        if not 0 < self.distance < math.inf:
             raise SettingsError(f"a known distance of {self.distance}", way_out="Give a positive length")
 
 
@@ -44,7 +45,7 @@ class AlignmentSettings:
         principal_point: Whether to estimate it too; else it is the photo's centre, or the known one.
         principal_point_offset_px: Added to the centre, in network pixels.
         solver: "fast" is Gauss-Newton with depths eliminated; "adam" is the paper's: Adam on everything, weights
-            updated every ten steps.
+            updated every ten steps. It knows point maps only: no matches, and known poses as they are.
         matches: "auto" finds 2D correspondences and lets them correct the cameras; "off" leaves all to the point maps.
         match_weight: Weight of the matches against the point maps, see `alignment.reprojection`.
         known_poses: Known poses are kept as they are, or pull with the two prior numbers below.
@@ -79,11 +80,15 @@ class AlignmentSettings:
 
     def __post_init__(self) -> None:
         for name in ("mu", "tolerance", "pose_prior_deg", "pose_prior_share"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be positive, not {getattr(self, name)}", way_out="Leave it out")
         for name in ("cutoff", "match_weight"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must not be negative, not {getattr(self, name)}", way_out="Leave it out")
         for name in ("coarse_pixels", "coarse_iterations", "full_iterations"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}", way_out="Leave it out")
+        if self.solver == "adam" and self.matches == "auto":
+            raise SettingsError(
+                "the solver adam knows point maps only", way_out="Set matches to off, or solver to fast"
+            )

@@ -282,7 +282,8 @@ class AlignedScene:
         world_from_edge: sigma_e T_e of LoRA3D's Eq. 6: from the frame of each edge to the world.
         weights: For each edge the calibrated weights of its first and its second view's pixels (Eq. 8, see
             `alignment.calibrate`); 0 where masked. Those of a dropped edge are small because it is far off.
-        view_weights: The same fused over edges, one map per view.
+        view_weights: How far the scene's own depth can be believed, one map per view: Eq. 8 averaged over the edges,
+            each laid over the scene by its own similarity.
         moving: Pixels that no static geometry explains, one map per view.
         loss_history: Objective after each accepted step: coarse grid first, then all pixels.
         history_seconds: When each of them was reached, from the beginning.

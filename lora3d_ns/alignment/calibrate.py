@@ -10,6 +10,10 @@ between the pair's points and the scene's in the first camera's own frame, the p
 which is how far the network is from the label that Eq. 9 will give it. A whole second map in the wrong place has no
 large e by its own similarity, and a very large one here. On validation rooms these weights order the true errors better
 than the confidences do in every domain, and those with the edge's own similarity do not (BENCHMARKS.md).
+
+The weight of a *view's* pixel answers another question, how far the scene itself can be believed there. For it every
+pair is laid over the scene by its own similarity again and the weights are averaged: pairs that agree on a shape
+support it even where each has put it elsewhere.
 """
 
 from collections.abc import Sequence
@@ -39,7 +43,7 @@ class CalibratedMaps:
     Attributes:
         depths: Depth along z of every view, world unit.
         weights: Per edge the weights of its first and its second view's pixels.
-        view_weights: Mean weight of each pixel over the edges that hold its view.
+        view_weights: Per view the mean of Eq. 8 over the edges that hold it, each by its own similarity.
         edge_residuals: Per edge the median e over points that count, world unit; NaN where none does.
         moving: Pixels that no static geometry explains.
     """
@@ -79,7 +83,7 @@ def calibrated_maps(
         smoothing: Of the residuals, world unit.
         cutoff: Confidence above which a point counts for `edge_residuals`.
     """
-    depths, moving = [], []
+    depths, moving, view_weights = [], [], []
     for view in range(len(counted)):
         said = everything.block(view)
         result = pass_over_view(
@@ -96,12 +100,13 @@ def calibrated_maps(
         rays = K_inverse @ torch.cat([said.pixels.cpu(), torch.ones(1, height * width)])
         depths.append((result.distances.cpu() / rays.norm(dim=0)).view(height, width))
         moving.append(_moving(result.residual, said.confidence, height, width, weight_mu))
+        taking_part = (said.confidence > 0).any(dim=1).sum().clamp(min=1)
+        agreed = calibrated_weight(said.confidence, result.residual, weight_mu).sum(dim=0) / taking_part
+        view_weights.append(agreed.view(height, width).cpu())
 
     own = [points_from_depth(depth, state.K(view).float()) for view, depth in enumerate(depths)]
     weights: list[tuple[Tensor, Tensor]] = []
     medians: list[Tensor] = []
-    totals = [torch.zeros_like(depth) for depth in depths]
-    used = [0] * len(depths)
     for edge, pair in predictions:
         maps = []
         lengths = pair_residuals(pair, own[edge[0]], _in_first_frame(own[edge[1]], state, edge))
@@ -112,8 +117,6 @@ def calibrated_maps(
             mask = everything.mask(view)
             C = confidence if mask is None else confidence * mask
             maps.append(calibrated_weight(C, length, weight_mu))
-            totals[view] += maps[-1]
-            used[view] += 1
             heard.append(length[cutoff <= C])
         stored = predictions.pairs[len(weights)].confidence_first.dtype
         weights.append((maps[0].to(stored), maps[1].to(stored)))
@@ -122,7 +125,7 @@ def calibrated_maps(
     return CalibratedMaps(
         depths=tuple(depths),
         weights=tuple(weights),
-        view_weights=tuple(total / max(count, 1) for total, count in zip(totals, used, strict=True)),
+        view_weights=tuple(view_weights),
         edge_residuals=torch.stack(medians),
         moving=tuple(moving),
     )

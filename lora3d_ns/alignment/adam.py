@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from lora3d_ns.alignment.normal_equations import pass_over_view
-from lora3d_ns.alignment.objective import calibrated_weight, gauge_scale
+from lora3d_ns.alignment.objective import calibrated_weight, gauge_scale, robust_loss
 from lora3d_ns.alignment.observations import ObservationGrid
 from lora3d_ns.alignment.solve import ExtraTerm, Solution, SolverSettings
 from lora3d_ns.alignment.state import PER_VIEW, SIMILARITY, AlignmentState, Freedom, rotation_from_vector
@@ -39,6 +39,8 @@ def minimise_with_adam(
     on_step: Callable[[AlignmentState, float], None] = lambda _state, _objective: None,
 ) -> Solution:
     """The same as `solve.minimise`, by 300 steps of Adam with a cosine schedule from 1e-2 to 1e-6.
+
+    The history holds the objective before the first and after every step; it may rise.
 
     Raises:
         SettingsError: There are further terms, which this solver does not know.
@@ -66,30 +68,36 @@ def minimise_with_adam(
     optimizer = torch.optim.Adam([free, *logs], lr=_LEARNING_RATE, betas=(0.9, 0.9))
     weights: list[Tensor] = []
     history, seconds = [], []
-    for step in range(_STEPS):
+    for step in range(_STEPS + 1):
         rate = 0.5 * (1.0 + math.cos(math.pi * step / _STEPS))
         for group in optimizer.param_groups:
             group["lr"] = _LAST_LEARNING_RATE + (_LEARNING_RATE - _LAST_LEARNING_RATE) * rate
         now = _stepped(state, free, freedom, unit * scale)
         size = torch.ones(()) if freedom.scale_is_gauge else gauge_scale(now.world_from_edge.scale[freedom.edges])
+        width = None if mu is None else mu * unit * float(size)
         lengths = [
             _distances(block, now, log, settings.smoothing * unit * scale)
             for block, log in zip(blocks, logs, strict=True)
         ]
-        if mu is None or step % _WEIGHTS_EVERY == 0:
-            width = None if mu is None else mu * unit * float(size)
+        losses = [
+            robust_loss(block.confidence, length.detach(), width).sum(dtype=torch.float64)
+            for block, length in zip(blocks, lengths, strict=True)
+        ]
+        history.append(float(torch.stack(losses).sum() / size.detach()) / grid.observation_count)
+        seconds.append(time.perf_counter() - begun)
+        if step > 0:
+            on_step(_detached(now), history[-1])
+        if step == _STEPS:
+            break
+        if step % _WEIGHTS_EVERY == 0:
             weights = [
                 calibrated_weight(block.confidence, length.detach(), width)
                 for block, length in zip(blocks, lengths, strict=True)
             ]
-        loss = sum((w * length).sum() for w, length in zip(weights, lengths, strict=True)) / size
-        loss = loss / grid.observation_count
+        loss = torch.stack([(w * length).sum() for w, length in zip(weights, lengths, strict=True)]).sum() / size
         optimizer.zero_grad()
-        torch.as_tensor(loss).backward()
+        (loss / grid.observation_count).backward()
         optimizer.step()
-        history.append(float(torch.as_tensor(loss).detach()))
-        seconds.append(time.perf_counter() - begun)
-        on_step(_detached(now), history[-1])
     final = _detached(_stepped(state, free, freedom, unit * scale))
     return Solution(
         state=final,

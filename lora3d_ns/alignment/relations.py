@@ -118,7 +118,12 @@ def view_shapes(views: Views, predictions: PairPredictions) -> tuple[ViewShape, 
 
 
 def _view_shape(view: int, edges: Sequence[int], views: Views, predictions: PairPredictions) -> ViewShape:
-    pixels = _sampled_pixels(views.shapes[view], views.masks[view])
+    mask = views.masks[view]
+    if mask is not None and not bool(mask.any()):
+        raise InvalidDataError(
+            f"the mask of {views.names[view]} leaves nothing of it", way_out="Leave the photo out, or correct its mask"
+        )
+    pixels = _sampled_pixels(views.shapes[view], mask)
     rows, columns = pixels.unbind(dim=1)
     points = torch.stack([predictions.pairs[edge].points_first[rows, columns].double() for edge in edges])
     confidence = torch.stack([predictions.pairs[edge].confidence_first[rows, columns].double() for edge in edges])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from reference.alignment_naive import naive_objective
 from torch import Tensor
 
 from lora3d_ns.alignment.initialize import focal_estimates, initial_state, principal_points, world_from_shapes
@@ -226,3 +227,22 @@ def objective_after(
             length = (e.square().sum(dim=-1) + smoothing**2).sqrt()
             total = total + robust_loss(confidence.double(), length, mu).sum()
     return total
+
+
+def naive_after(problem: Generic, numbers: Tensor, centre: Tensor, depths: list[Tensor], *, mu: float | None) -> Tensor:
+    """The naive twin after a step at given depths; of square pixels."""
+    T, focal, principal_point, scale, R, t = turned_and_moved(problem.state, numbers, centre)
+    pairs = problem.predictions.pairs
+    return naive_objective(
+        T_world_camera=T,
+        focal=focal[:, 0],
+        principal_point=principal_point,
+        depths=depths,
+        scale=scale,
+        R=R,
+        t=t,
+        edges=problem.predictions.graph.edges,
+        points=[(pair.points_first, pair.points_second) for pair in pairs],
+        confidence=[(pair.confidence_first, pair.confidence_second) for pair in pairs],
+        mu=mu,
+    )

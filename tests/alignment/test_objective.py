@@ -4,12 +4,12 @@ from alignment_samples import (
     Generic,
     depths_of,
     generic_problem,
+    naive_after,
     objective_after,
     one,
     random_similarity,
-    turned_and_moved,
 )
-from reference.alignment_naive import naive_eq7, naive_objective, naive_weight
+from reference.alignment_naive import naive_eq7, naive_weight
 from torch import Tensor
 
 from lora3d_ns.alignment.objective import (
@@ -23,6 +23,7 @@ from lora3d_ns.alignment.objective import (
 from lora3d_ns.pair_graph import symmetric_graph
 
 MU = 0.05
+ORIGIN = torch.zeros(3, dtype=torch.float64)
 
 
 def distances_and_confidences() -> tuple[Tensor, Tensor]:
@@ -81,27 +82,6 @@ def test_weight_and_loss_are_those_of_the_naive_twin() -> None:
         assert float(weighted_loss(C, v, e, MU)) == pytest.approx(float(naive_eq7(C, v, e, MU)), rel=1e-12)
 
 
-def naive_of(problem: Generic, numbers: Tensor, depths: list[Tensor], mu: float | None) -> Tensor:
-    """The naive twin after a step about the origin."""
-    T, focal, principal_point, scale, R, t = turned_and_moved(
-        problem.state, numbers, torch.zeros(3, dtype=torch.float64)
-    )
-    pairs = problem.predictions.pairs
-    return naive_objective(
-        T_world_camera=T,
-        focal=focal[:, 0],
-        principal_point=principal_point,
-        depths=depths,
-        scale=scale,
-        R=R,
-        t=t,
-        edges=problem.predictions.graph.edges,
-        points=[(pair.points_first, pair.points_second) for pair in pairs],
-        confidence=[(pair.confidence_first, pair.confidence_second) for pair in pairs],
-        mu=mu,
-    )
-
-
 def random_depths(problem: Generic) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     return depths_of(
@@ -117,9 +97,9 @@ def test_residuals_and_loss_sum_up_to_the_naive_objective(mu: float | None) -> N
     depths = random_depths(problem)
     generator = torch.Generator().manual_seed(1)
     numbers = 0.1 * torch.randn(3 * 9 + 6 * 7, dtype=torch.float64, generator=generator)
-    ours = objective_after(problem, numbers, torch.zeros(3, dtype=torch.float64), depths, mu=mu)
+    ours = objective_after(problem, numbers, ORIGIN, depths, mu=mu)
     # Both in float64: 4e-16 measured.
-    assert float(ours) == pytest.approx(float(naive_of(problem, numbers, depths, mu)), rel=1e-13)
+    assert float(ours) == pytest.approx(float(naive_after(problem, numbers, ORIGIN, depths, mu=mu)), rel=1e-13)
 
 
 @pytest.mark.parametrize("mu", [MU, None])
@@ -128,7 +108,8 @@ def test_the_naive_objective_has_the_gradient_that_autograd_says(mu: float | Non
     numbers = 0.01 * torch.arange(2 * 9 + 2 * 7, dtype=torch.float64)
     depths = [depth.requires_grad_() for depth in random_depths(problem)]
     assert torch.autograd.gradcheck(
-        lambda numbers, *depths: naive_of(problem, numbers, list(depths), mu), (numbers.requires_grad_(), *depths)
+        lambda numbers, *depths: naive_after(problem, numbers, ORIGIN, list(depths), mu=mu),
+        (numbers.requires_grad_(), *depths),
     )
 
 

@@ -7,9 +7,9 @@ pixels err on their own and by fractions of a pixel. The term is
 
 with the track's point X_t eliminated (Schur complement, as in every bundle adjustment). The scale s is lowered to one
 network pixel in steps: cameras from point maps are off by several pixels, and a narrow kernel would take that for
-outliers. L is the
-objective of the point maps before matches, E the number of edges and S = 8: a point map counts as so many independent
-measurements, each off by what L says. With `weight` 1 both kinds of evidence then weigh as their errors deserve.
+outliers. L is the objective of the point maps before matches, E the number of edges and S = 8: a point map counts as so
+many independent measurements, each off by what L says. With `weight` 1 both kinds of evidence then weigh as their
+errors deserve.
 """
 
 from dataclasses import dataclass

@@ -218,7 +218,7 @@ def test_adam_knows_no_further_terms() -> None:
 )
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=name):
-        SolverSettings(**{name: value})
+        SolverSettings(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_further_term_takes_part() -> None:

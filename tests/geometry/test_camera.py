@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora3d_ns.conventions import pixel_centres
-from lora3d_ns.geometry.camera import focal_from_points, points_from_depth, project
+from lora3d_ns.geometry.camera import focal_from_points, focal_from_samples, points_from_depth, project
 
 
 def intrinsics(focal_px: float, height: int, width: int) -> torch.Tensor:
@@ -36,3 +36,22 @@ def test_focal_is_robust_and_ignores_points_behind() -> None:
 
 def test_focal_of_points_behind_the_camera_is_not_a_number() -> None:
     assert math.isnan(float(focal_from_points(-torch.ones(4, 5, 3), torch.ones(4, 5))))
+
+
+def test_focal_lengths_of_a_batch_are_those_one_by_one() -> None:
+    """Some pixels of one photo, its principal point off the centre, three point maps of it with noise and weights."""
+    generator = torch.Generator().manual_seed(0)
+    K = torch.tensor([[37.0, 0.0, 17.0], [0.0, 37.0, 18.0], [0.0, 0.0, 1.0]])
+    chosen = torch.randperm(1200, generator=generator)[:200]
+    depth = torch.rand(3, 30, 40, generator=generator) + 0.5
+    points = torch.stack([points_from_depth(one, K).reshape(-1, 3)[chosen] for one in depth])
+    points[1, :, :2] *= 0.9
+    points += 0.01 * torch.randn(points.shape, generator=generator)
+    weights = torch.rand(3, 200, generator=generator)
+    pixels = pixel_centres(30, 40).reshape(-1, 2)[chosen] - K[:2, 2]
+    together = focal_from_samples(points, pixels, weights)
+    assert together.shape == (3,)
+    for number, focal in enumerate(together):
+        alone = focal_from_samples(points[number], pixels, weights[number])
+        assert float(focal) == pytest.approx(float(alone), rel=1e-6)
+    assert together.tolist() == pytest.approx([37.0, 37.0 / 0.9, 37.0], rel=0.02)

@@ -42,6 +42,7 @@ ORDER = [
     "viewer",
     "demo",
     "benchmark_inference",
+    "benchmark_alignment",
     "cli",
 ]
 """Reading order: a module may import what stands above it."""
@@ -49,7 +50,7 @@ ORDER = [
 ONLY_IMPORTED_IN = {
     "nerfstudio": {"plugin"},
     "peft": {"adapter"},
-    "mini_dust3r": {"network/official.py", "benchmark_inference.py"},
+    "mini_dust3r": {"network/official.py", "benchmark_inference.py", "benchmark_alignment.py"},
     "dust3r": {"network/official.py"},
 }
 

@@ -171,7 +171,7 @@ def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_arm_of_the_design_that_exists_is_named() -> None:
-    assert set(ARMS) == {"pretrained"}
+    assert set(ARMS) == {"pretrained", "robust"}
 
 
 @pytest.mark.parametrize("wrong", [{"arms": ["nonsense"]}, {"arms": []}, {"domains": ["attic"]}, {"scenes": 0}])

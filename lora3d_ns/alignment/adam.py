@@ -34,7 +34,7 @@ def minimise_with_adam(
     *,
     mu: float | None,
     unit: float,
-    distances: Sequence[Float32[Tensor, " pixels"]] | None = None,
+    distances: Sequence[Float32[Tensor, " _"]] | None = None,
     extra: Sequence[ExtraTerm] = (),
     on_step: Callable[[AlignmentState, float], None] = lambda _state, _objective: None,
 ) -> Solution:

@@ -60,7 +60,7 @@ def calibrated_maps(
     everything: ObservationGrid,
     predictions: PairPredictions,
     state: AlignmentState,
-    distances: Sequence[Float32[Tensor, " pixels"]],
+    distances: Sequence[Float32[Tensor, " _"]],
     *,
     loss_mu: float | None,
     weight_mu: float,

@@ -80,7 +80,7 @@ def unheard_edges(views: Views, predictions: PairPredictions, settings: Alignmen
 
 
 def badly_fitting_edges(
-    problem: Problem, now: Standing, grid: ObservationGrid, distances: Sequence[Float32[Tensor, " pixels"]]
+    problem: Problem, now: Standing, grid: ObservationGrid, distances: Sequence[Float32[Tensor, " _"]]
 ) -> dict[tuple[int, int], str]:
     """Edges that no similarity brings near the rest's solution, worst first, as far as the graph can spare them."""
     residuals = _edge_residuals(problem, now, grid, distances)

@@ -69,7 +69,7 @@ class Solution:
     """
 
     state: AlignmentState
-    distances: tuple[Float32[Tensor, " pixels"], ...]
+    distances: tuple[Float32[Tensor, " _"], ...]
     objective: float
     history: tuple[float, ...]
     seconds: tuple[float, ...]
@@ -91,7 +91,7 @@ def minimise(
     *,
     mu: float | None,
     unit: float,
-    distances: Sequence[Float32[Tensor, " pixels"]] | None = None,
+    distances: Sequence[Float32[Tensor, " _"]] | None = None,
     extra: Sequence[ExtraTerm] = (),
     on_step: Callable[[AlignmentState, float], None] = lambda _state, _objective: None,
 ) -> Solution:

@@ -25,8 +25,8 @@ TO_THE_END = SolverSettings(iterations=400, tolerance=1e-10)
 
 
 @functools.cache
-def noisy(count: int = 3, shape: tuple[int, int] = (9, 12)) -> tuple[Generic, float]:
-    photos = rooms(count, shapes=(shape,))
+def noisy(count: int = 3, *shapes: tuple[int, int]) -> tuple[Generic, float]:
+    photos = rooms(count, shapes=shapes or ((9, 12),))
     graph = build_pair_graph(CompleteGraph(), count)
     predictions, _ = noisy_predictions(photos, graph, NoiseSettings(wrong_edges=0), seed=1)
     return started(photos.views, predictions)
@@ -96,7 +96,7 @@ def test_the_fixed_point_is_a_stationary_point(mu: float | None, smoothing: floa
 
 @pytest.mark.parametrize("mu", [MU, None])
 def test_the_objective_never_rises(mu: float | None) -> None:
-    problem, unit = noisy(4, (24, 32))
+    problem, unit = noisy(4, (24, 32), (32, 24), (16, 32))
     seen: list[tuple[AlignmentState, float]] = []
     solution = run(problem, unit, mu, on_step=lambda state, objective: seen.append((state, objective)))
     assert len(solution.history) > 5

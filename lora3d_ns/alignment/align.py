@@ -19,10 +19,11 @@ from lora3d_ns.alignment.dropping import Unheard, unheard_edges, with_dropped_ed
 from lora3d_ns.alignment.initialize import (
     FocalEstimates,
     cameras_of,
-    contradicting_edges,
+    denied_edges,
     focal_estimates,
     initial_state,
     principal_points,
+    without_disconnecting,
     world_from_shapes,
 )
 from lora3d_ns.alignment.known import (
@@ -49,12 +50,13 @@ from lora3d_ns.types import AlignedScene, PairPredictions, Views
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Beginning:
-    """A first placement, and what was learnt on the way to it."""
+    """A first placement, and what was learnt on the way to it: `denied` are edges that contradict others."""
 
     problem: Problem
     standing: Standing
     poses: KnownPoses
     unheard: Unheard
+    denied: frozenset[tuple[int, int]]
     estimates: FocalEstimates
     warnings: tuple[str, ...]
 
@@ -130,9 +132,10 @@ def _begin(
     unheard = unheard_edges(views, predictions, settings)
     shapes = view_shapes(views, predictions)
     relations = edge_relations(predictions, shapes)
+    denied = denied_edges(graph, relations, unheard.dropped)
     dropped = dict(unheard.dropped)
     if settings.objective == "robust":
-        dropped |= contradicting_edges(graph, relations, unheard.dropped)
+        dropped |= without_disconnecting(graph, denied, unheard.dropped)
     centres = principal_points(views, settings.principal_point_offset_px)
     estimates = focal_estimates(views, shapes, centres)
     groups = focal_groups(views, settings.focal)
@@ -172,6 +175,7 @@ def _begin(
         standing=Standing(stage=0, state=state, unit=depth_in_gauge, dropped=dropped),
         poses=poses,
         unheard=unheard,
+        denied=frozenset(denied),
         estimates=estimates,
         warnings=tuple(warnings),
     )
@@ -189,7 +193,10 @@ def _scene(beginning: _Beginning, solved: Solved, maps: CalibratedMaps) -> Align
     problem, now = beginning.problem, solved.now
     views, predictions = problem.views, problem.predictions
     state = with_dropped_edges_placed(now.state, maps.depths, views, predictions, now.dropped)
-    depths = maps.depths
+    depths, moving = maps.depths, maps.moving
+    if now.static is not None:
+        # What lost its say cannot be found anew by how badly it fits.
+        moving = tuple(also | ~static for also, static in zip(moving, now.static, strict=True))
     factor = scale_from_distances(problem.settings.known_distances, views, cameras_of(state, views), depths)
     diagnosis = diagnose(
         problem,
@@ -197,6 +204,7 @@ def _scene(beginning: _Beginning, solved: Solved, maps: CalibratedMaps) -> Align
         maps,
         focal_spread_percent=beginning.estimates.spread_percent,
         uncut_views=beginning.unheard.uncut_views,
+        denied=beginning.denied,
         scale_known=problem.metric or factor is not None,
         unit_factor=factor or 1.0,
         warnings=beginning.warnings,
@@ -211,7 +219,7 @@ def _scene(beginning: _Beginning, solved: Solved, maps: CalibratedMaps) -> Align
         world_from_edge=state.world_from_edge,
         weights=maps.weights,
         view_weights=maps.view_weights,
-        moving=maps.moving,
+        moving=moving,
         loss_history=solved.losses,
         history_seconds=solved.seconds,
         dropped_edges=now.dropped,

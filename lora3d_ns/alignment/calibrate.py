@@ -117,7 +117,7 @@ def calibrated_maps(
             mask = everything.mask(view)
             C = confidence if mask is None else confidence * mask
             maps.append(calibrated_weight(C, length, weight_mu))
-            heard.append(length[cutoff <= C])
+            heard.append(length[(cutoff <= C) & (C > 0)])
         stored = predictions.pairs[len(weights)].confidence_first.dtype
         weights.append((maps[0].to(stored), maps[1].to(stored)))
         together = torch.cat(heard)

@@ -1,6 +1,6 @@
 """What speaks for an alignment and what against it, in numbers and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import networkx as nx
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lora3d_ns.alignment.calibrate import CalibratedMaps
 from lora3d_ns.alignment.dropping import residual_limit
-from lora3d_ns.alignment.problem import Problem, Reasons
+from lora3d_ns.alignment.problem import Problem
 from lora3d_ns.alignment.stages import Solved
 from lora3d_ns.types import AlignmentDiagnosis, PairGraph
 
@@ -23,6 +23,7 @@ def diagnose(
     *,
     focal_spread_percent: Float[Tensor, " views"],
     uncut_views: tuple[int, ...],
+    denied: Collection[tuple[int, int]],
     scale_known: bool,
     unit_factor: float,
     warnings: Sequence[str],
@@ -35,6 +36,7 @@ def diagnose(
         maps: Depths, weights and residuals at the solution.
         focal_spread_percent: Of the single pairs' focal lengths.
         uncut_views: See `alignment.dropping.Unheard`.
+        denied: Edges that contradict others, whether they could be spared or not.
         scale_known: Whether anything known gives the unit.
         unit_factor: Of the unit that the scene is given afterwards.
         warnings: What was noted before.
@@ -44,7 +46,7 @@ def diagnose(
     centres = now.state.T_world_camera[:, :3, 3]
     baseline = float(torch.cdist(centres, centres).max()) / unit
     residuals = maps.edge_residuals / unit
-    contested = contested_views(problem.predictions.graph, residuals, now.dropped)
+    contested = contested_views(problem.predictions.graph, residuals, {*now.dropped, *denied})
     near_static = baseline < _NEAR_STATIC_SHARE
     notes = list(warnings)
     if near_static:
@@ -75,19 +77,23 @@ def diagnose(
     )
 
 
-def contested_views(graph: PairGraph, residuals: Float[Tensor, " edges"], dropped: Reasons) -> tuple[int, ...]:
-    """Views outside the largest group that edges below the residual limit join.
+def contested_views(
+    graph: PairGraph, residuals: Float[Tensor, " edges"], bad: Collection[tuple[int, int]]
+) -> tuple[int, ...]:
+    """Views outside the largest group that good edges with residuals below the limit join.
+
+    An edge that alone holds a view fits it whatever it says, so its residual does not tell; `bad` does.
 
     Args:
         graph: The pairs.
         residuals: Of each edge, as a share of depth; NaN where nothing of it counted.
-        dropped: Edges that do not count.
+        bad: Edges that were dropped, or would have been.
     """
     limit = residual_limit(residuals)
     good = nx.Graph()
     good.add_nodes_from(range(graph.view_count))
     good.add_edges_from(
-        edge for index, edge in enumerate(graph.edges) if edge not in dropped and float(residuals[index]) <= limit
+        edge for index, edge in enumerate(graph.edges) if edge not in bad and float(residuals[index]) <= limit
     )
     largest = max(nx.connected_components(good), key=len)
     return tuple(view for view in range(graph.view_count) if view not in largest)

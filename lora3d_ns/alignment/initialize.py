@@ -77,7 +77,14 @@ def focal_estimates(
 def contradicting_edges(
     graph: PairGraph, relations: EdgeRelations, already: Mapping[tuple[int, int], str]
 ) -> Mapping[tuple[int, int], str]:
-    """Edges that the others deny, with the reason; never so many that a view falls off.
+    """`denied_edges`, but for those that the graph cannot spare."""
+    return without_disconnecting(graph, denied_edges(graph, relations, already), already)
+
+
+def denied_edges(
+    graph: PairGraph, relations: EdgeRelations, already: Mapping[tuple[int, int], str]
+) -> dict[tuple[int, int], str]:
+    """Edges that the others deny, worst first, with the reason.
 
     An edge contradicts the rest when even the better quarter of the cycles through it miss it by more than
     `max(0.3, 5 x the median of all edges)` of the depth, or when the shape it gives its second view is as far from
@@ -99,7 +106,7 @@ def contradicting_edges(
                 f"its second photo's {name} is {100 * float(values[index]):.0f} % of the depth off what others say",
             )
     worst_first = sorted(reasons, key=lambda index: -float(relations.disagreement[index].nan_to_num(1e9)))
-    return without_disconnecting(graph, {graph.edges[index]: reasons[index] for index in worst_first}, already)
+    return {graph.edges[index]: reasons[index] for index in worst_first}
 
 
 def without_disconnecting(

@@ -118,7 +118,8 @@ def minimise(
         if promised < _NO_PROMISE * settings.tolerance * now.objective:
             converged = True
             break
-        moved = state.stepped(_limited(step, len(grid), unit), _centre(state))
+        depth = unit * (1.0 if freedom.scale_is_gauge else freedom.gauge(state))
+        moved = state.stepped(_limited(step, len(grid), depth), _centre(state))
         then = _evaluate(grid, moved, now.distances, mu, unit, settings, extra, freedom)
         gain = now.objective - then.objective
         if not gain >= 0:
@@ -148,10 +149,16 @@ def minimise(
     )
 
 
-def _limited(step: Tensor, view_count: int, unit: float) -> Tensor:
-    """The step, shortened as a whole where any number in it is beyond what a linear model can be trusted with."""
-    limits_of_view = torch.tensor([1.0, 1.0, 1.0, unit, unit, unit, 0.5, 1e9, 1e9], dtype=torch.float64)
-    limits_of_edge = torch.tensor([1.0, 1.0, 1.0, unit, unit, unit, 0.5], dtype=torch.float64)
+def _limited(step: Tensor, view_count: int, depth: float) -> Tensor:
+    """The step, shortened as a whole where any number in it is beyond what a linear model can be trusted with.
+
+    Args:
+        step: Of all views and edges.
+        view_count: Number of views.
+        depth: A typical one in the world's unit.
+    """
+    limits_of_view = torch.tensor([1.0, 1.0, 1.0, depth, depth, depth, 0.5, 1e9, 1e9], dtype=torch.float64)
+    limits_of_edge = torch.tensor([1.0, 1.0, 1.0, depth, depth, depth, 0.5], dtype=torch.float64)
     edge_count = (len(step) - view_count * PER_VIEW) // SIMILARITY
     limits = torch.cat([limits_of_view.repeat(view_count), limits_of_edge.repeat(edge_count)])
     return step / (step.abs() / limits).max().clamp(min=1.0)

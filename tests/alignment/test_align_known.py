@@ -157,6 +157,18 @@ def test_three_known_poses_of_ten_fix_the_scale(unit: float) -> None:
     assert abs(sum(ratios) / len(ratios) - 1.0) < 0.01
 
 
+def test_the_unit_of_known_poses_does_not_matter() -> None:
+    predictions, _ = noisy(5)
+    metres, millimetres = (align(_with_poses(5, (0, 3), unit=unit), predictions, OFF) for unit in (1.0, 1000.0))
+    assert len(metres.loss_history) == len(millimetres.loss_history)
+    torch.testing.assert_close(
+        torch.tensor(metres.loss_history), torch.tensor(millimetres.loss_history), rtol=1e-3, atol=0
+    )
+    T = millimetres.cameras.T_world_camera.clone()
+    T[:, :3, 3] /= 1000.0
+    torch.testing.assert_close(T, metres.cameras.T_world_camera, atol=1e-3, rtol=1e-3)
+
+
 def test_all_poses_known() -> None:
     photos = room(4)
     scene = align(_with_poses(4, (0, 1, 2, 3)), noisy(4, wrong_edges=0)[0], OFF)

@@ -376,7 +376,7 @@ def test_too_few_steps_are_not_called_converged() -> None:
 
 def test_robust_alignment_beats_the_plain_one() -> None:
     ates: dict[str, float] = {"robust": 0.0, "plain": 0.0}
-    for seed in range(3):
+    for seed in range(2):
         photos, (predictions, _) = room(6, seed=seed), noisy(6, seed=seed, wrong_edges=3)
         for objective in ates:
             scene = align(photos.views, predictions, dataclasses.replace(OFF, objective=objective))
@@ -402,7 +402,7 @@ def test_the_bar_ends_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_papers_solver_ends_near_the_fast_one() -> None:
-    photos, (predictions, _) = room(3, shapes=((24, 32),)), noisy(3, shapes=((24, 32),), wrong_edges=0)
+    photos, (predictions, _) = room(3, shapes=((16, 24),)), noisy(3, shapes=((16, 24),), wrong_edges=0)
     for objective in ("robust", "plain"):
         fast = align(photos.views, predictions, dataclasses.replace(OFF, objective=objective))
         settings = dataclasses.replace(OFF, objective=objective, solver="adam")
@@ -419,7 +419,7 @@ def test_sixty_views_in_half_precision() -> None:
     noise = NoiseSettings(wrong_edges=3, depth_warp_grid=(2, 4))
     predictions, _ = noisy_predictions(photos, graph, noise, seed=0)
     half = PairPredictions(graph=graph, pairs=tuple(pair.to(torch.float16) for pair in predictions.pairs))
-    scene = align(photos.views, half, OFF)
+    scene = align(photos.views, half, dataclasses.replace(OFF, coarse_iterations=8, full_iterations=2))
     _expect_sound(scene, photos.views)
     assert {weight.dtype for pair in scene.weights for weight in pair} == {torch.float16}
     _, translation = camera_differences(scene.cameras.T_world_camera, photos.cameras.T_world_camera)
@@ -434,7 +434,7 @@ def test_matches_improve_the_cameras() -> None:
     shape = (96, 128)
     ates = {"off": 0.0, "auto": 0.0}
     for seed in range(3):
-        photos, (predictions, _) = room(5, shapes=(shape,), seed=seed), noisy(5, shapes=(shape,), seed=seed)
+        photos, (predictions, _) = room(4, shapes=(shape,), seed=seed), noisy(4, shapes=(shape,), seed=seed)
         for matches in ates:
             scene = align(photos.views, predictions, dataclasses.replace(OFF, matches=matches))
             ates[matches] += ate_m(scene, photos)

@@ -72,7 +72,7 @@ def test_a_finished_alignment_is_not_done_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", ["settings", "points", "confidence", "mask", "known_K", "damaged", "empty"])
 def test_a_file_of_something_else_is_ignored(tmp_path: Path, changed: str) -> None:
-    photos, predictions = room(4), noisy(4)[0]
+    photos, predictions = room(3), noisy(3)[0]
     views, settings, path = photos.views, OFF, tmp_path / "state"
     align(views, predictions, settings, checkpoint=path)
     if changed == "settings":
@@ -103,7 +103,7 @@ def test_a_file_of_something_else_is_ignored(tmp_path: Path, changed: str) -> No
 
 
 def test_whether_a_bar_is_drawn_is_not_part_of_the_problem(tmp_path: Path) -> None:
-    views, predictions, path = room(4).views, noisy(4)[0], tmp_path / "state"
+    views, predictions, path = room(3).views, noisy(3)[0], tmp_path / "state"
     first = align(views, predictions, OFF, checkpoint=path)
     shown = dataclasses.replace(OFF, show_progress=True)
     assert len(align(views, predictions, shown, checkpoint=path).loss_history) < len(first.loss_history)

@@ -36,14 +36,22 @@ from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.rooms.benchmark import MAIN_DOMAINS, PHOTOS, SCENES_PER_DOMAIN, RoomPhotos, make_scene
+from lora3d_ns.rooms.bundle_adjustment_peer import bundle_adjusted_cameras
 from lora3d_ns.rooms.calibration_pictures import CalibrationExample, draw_calibration, sparsification_curve
-from lora3d_ns.types import AlignedScene, PairPredictions, Views
+from lora3d_ns.types import AlignedScene, Cameras, PairPredictions, Views
 
 VALIDATION_OFFSET = 500
 """Seed offset of the rooms on which settings were chosen."""
 
-Variant = Literal["plain", "point_maps", "matches", "true_intrinsics", "true_cameras"]
-VARIANTS: tuple[Variant, ...] = ("plain", "point_maps", "matches", "true_intrinsics", "true_cameras")
+Variant = Literal["plain", "point_maps", "matches", "bundle_adjustment", "true_intrinsics", "true_cameras"]
+VARIANTS: tuple[Variant, ...] = (
+    "plain",
+    "point_maps",
+    "matches",
+    "bundle_adjustment",
+    "true_intrinsics",
+    "true_cameras",
+)
 
 METRICS = (
     "ate",
@@ -65,12 +73,15 @@ METRICS = (
 
 `label_error` is over the pixels whose view weight is above the cut-off, `label_share` of all, and `prediction_error`
 the network's own over the same pixels; the `common` ones are over the pixels whose confidence is, the same in all
-variants.
+variants. The variant `bundle_adjustment` yields cameras only: all but the first three are None for it.
 """
 
 
 def variant_settings(variant: Variant, base: AlignmentSettings) -> AlignmentSettings:
-    """Settings of a variant: Eq. 6, Eq. 7, Eq. 7 with matches, and the first two of them with what is true put in."""
+    """Settings of a variant: Eq. 6, Eq. 7, Eq. 7 with matches, and Eq. 7 with what is true put in.
+
+    Those of `bundle_adjustment` are of the alignment it starts from, `point_maps`.
+    """
     base = replace(base, show_progress=False)
     if variant == "plain":
         return replace(base, objective="plain", matches="off")
@@ -117,15 +128,18 @@ def measure_alignment(
             collected[f"{prefix}label_error"].append(_share_error(labels, true, chosen) if enough else None)
             collected[f"{prefix}prediction_error"].append(_share_error(predicted, true, chosen) if enough else None)
         collected["label_share"].append(float(believed.float().mean()))
-    poses = relative_pose_errors_deg(aligned.cameras.T_world_camera, photos.cameras.T_world_camera)
     measured = {metric: mean_and_median(values)["mean"] for metric, values in collected.items()}
     accuracy, completeness = _cloud_errors(aligned, photos, cutoff=cutoff)
-    return measured | {
-        "ate": absolute_trajectory_error(aligned.cameras.T_world_camera, photos.cameras.T_world_camera),
-        "afe_percent": absolute_focal_error_percent(aligned.cameras.K, photos.cameras.K),
+    return measured | measure_cameras(aligned.cameras, photos) | {"accuracy": accuracy, "completeness": completeness}
+
+
+def measure_cameras(cameras: Cameras, photos: RoomPhotos) -> dict[str, float | None]:
+    """The metrics of cameras without a scene: the first three of `METRICS`."""
+    poses = relative_pose_errors_deg(cameras.T_world_camera, photos.cameras.T_world_camera)
+    return {
+        "ate": absolute_trajectory_error(cameras.T_world_camera, photos.cameras.T_world_camera),
+        "afe_percent": absolute_focal_error_percent(cameras.K, photos.cameras.K),
         "auc30": poses.area_under_curve(30.0),
-        "accuracy": accuracy,
-        "completeness": completeness,
     }
 
 
@@ -236,9 +250,19 @@ def run_calibration_benchmark(
                 graph = build_pair_graph(CompleteGraph(), PHOTOS)
                 predictions = predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
                 matches: Matches | None = None
+                if not {"matches", "bundle_adjustment"}.isdisjoint(settings.variants):
+                    matches = match_views(photos.views, predictions)
+                point_maps: AlignedScene | None = None
                 for variant in settings.variants:
-                    if variant == "matches" and matches is None:
-                        matches = match_views(photos.views, predictions)
+                    row: dict[str, object] = {"scene": scene.name, "domain": domain, "variant": variant}
+                    if variant == "bundle_adjustment":
+                        assert matches is not None
+                        point_maps = point_maps or align(
+                            photos.views, predictions, variant_settings(variant, settings.alignment)
+                        )
+                        adjusted = bundle_adjusted_cameras(photos.views, point_maps.cameras, matches)
+                        rows.append(row | dict.fromkeys(METRICS) | measure_cameras(adjusted.cameras, photos))
+                        continue
                     aligned = align(
                         variant_views(variant, photos),
                         predictions,
@@ -246,7 +270,8 @@ def run_calibration_benchmark(
                         matches=matches if variant == "matches" else None,
                     )
                     measured = measure_alignment(aligned, predictions, photos, cutoff=settings.alignment.cutoff)
-                    rows.append({"scene": scene.name, "domain": domain, "variant": variant, **measured})
+                    rows.append(row | measured)
+                    point_maps = aligned if variant == "point_maps" else point_maps
                     if variant == "matches" and index == 0:
                         examples.append(_example(scene.name, aligned, predictions, photos))
                 advance(1)

@@ -235,14 +235,18 @@ class BenchmarkCalibration:
 
     network: str = "rooms"
     """Network by name or path."""
-    variants: tuple[Literal["plain", "point_maps", "matches", "true_intrinsics", "true_cameras"], ...] = (
+    variants: tuple[
+        Literal["plain", "point_maps", "matches", "bundle_adjustment", "true_intrinsics", "true_cameras"], ...
+    ] = (
         "plain",
         "point_maps",
         "matches",
+        "bundle_adjustment",
         "true_intrinsics",
         "true_cameras",
     )
-    """Eq. 6; Eq. 7; Eq. 7 with 2D matches; Eq. 7 with true intrinsics; with true cameras."""
+    """Eq. 6; Eq. 7; Eq. 7 with 2D matches; Eq. 7, then pycolmap's bundle adjustment of the same matches (cameras only);
+    Eq. 7 with true intrinsics; with true cameras."""
     domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
     """Domains of rooms; `clutter` and `moving` are extra lists."""
     scenes: int = 6

@@ -5,7 +5,17 @@ import torch
 
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import InvalidDataError
-from lora3d_ns.types import AlignedScene, Cameras, PairGraph, PairPrediction, PairPredictions, PseudoLabels, Scene, Sim3
+from lora3d_ns.types import (
+    AlignedScene,
+    AlignmentDiagnosis,
+    Cameras,
+    PairGraph,
+    PairPrediction,
+    PairPredictions,
+    PseudoLabels,
+    Scene,
+    Sim3,
+)
 
 
 def random_similarities(count: int, seed: int = 0) -> Sim3:
@@ -144,10 +154,32 @@ def test_an_aligned_scene_needs_one_of_each_per_view_and_edge() -> None:
         world_from_edge=random_similarities(1),
         weights=(maps,),
         view_weights=maps,
+        moving=(torch.zeros(3, 4, dtype=torch.bool),) * 2,
         loss_history=(1.0, 0.5),
+        history_seconds=(0.1, 0.2),
         dropped_edges={},
+        diagnosis=AlignmentDiagnosis(
+            unit=1.0,
+            edge_residuals=torch.zeros(1),
+            focal_spread_percent=torch.zeros(2),
+            weighted_share=torch.ones(2),
+            baseline=1.0,
+            near_static=False,
+            uncut_views=(),
+            contested_views=(),
+            scale_known=False,
+            match_count=0,
+            match_error_px=None,
+            converged=True,
+            warnings=(),
+        ),
     )
-    for change in ({"depths": maps[:1]}, {"weights": ()}, {"view_weights": (torch.ones(4, 3), maps[1])}):
+    for change in (
+        {"moving": ()},
+        {"depths": maps[:1]},
+        {"weights": ()},
+        {"view_weights": (torch.ones(4, 3), maps[1])},
+    ):
         with pytest.raises(InvalidDataError):
             dataclasses.replace(scene, **change)
 

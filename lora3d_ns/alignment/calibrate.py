@@ -31,7 +31,7 @@ from lora3d_ns.geometry.camera import points_from_depth
 from lora3d_ns.geometry.similarity import weighted_scale
 from lora3d_ns.types import PairPrediction, PairPredictions
 
-_SCALE_POINTS = 20_000
+_SCALE_POINTS = 4_000
 _SMOOTHING_PX = 2
 """Moving things are found on averages over windows of 2 * 2 + 1 pixels: single pixels are noise."""
 
@@ -44,7 +44,8 @@ class CalibratedMaps:
         depths: Depth along z of every view, world unit.
         weights: Per edge the weights of its first and its second view's pixels.
         view_weights: Per view the mean of Eq. 8 over the edges that hold it, each by its own similarity.
-        edge_residuals: Per edge the median e over points that count, world unit; NaN where none does.
+        edge_residuals: Per edge the median e over points that count, of the worse of its two maps, world unit; NaN
+            where none counts.
         moving: Pixels that no static geometry explains.
     """
 
@@ -117,11 +118,11 @@ def calibrated_maps(
             mask = everything.mask(view)
             C = confidence if mask is None else confidence * mask
             maps.append(calibrated_weight(C, length, weight_mu))
-            heard.append(length[(cutoff <= C) & (C > 0)])
+            believed = length[(cutoff <= C) & (C > 0)]
+            heard.append(believed.median() if len(believed) else torch.tensor(torch.nan))
         stored = predictions.pairs[len(weights)].confidence_first.dtype
         weights.append((maps[0].to(stored), maps[1].to(stored)))
-        together = torch.cat(heard)
-        medians.append(together.median() if len(together) else torch.tensor(torch.nan))
+        medians.append(torch.fmax(*heard))
     return CalibratedMaps(
         depths=tuple(depths),
         weights=tuple(weights),

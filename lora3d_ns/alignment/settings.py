@@ -54,7 +54,7 @@ class AlignmentSettings:
         mask_moving: Whether pixels that no static geometry explains lose their say, found after a first solution.
         coarse_pixels: Pixels of each view on the grid that the first solution is found on.
         coarse_iterations, full_iterations: At most so many steps on that grid, and on all pixels.
-        tolerance: Converged when two steps in a row lower the objective by less than this share.
+        tolerance: Converged when a step lowers the objective by less than this share; see `alignment.solve`.
         show_progress: Whether to draw a bar.
     """
 

@@ -45,9 +45,12 @@ def weighted_scale(
     source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"], weights: Float[Tensor, " points"]
 ) -> Float[Tensor, ""]:
     """The scale s that minimises `sum_p w_p |s x_p - y_p|` (Weiszfeld: re-weighted least squares, 10 times)."""
-    dot, square = (source * target).sum(dim=-1), source.square().sum(dim=-1)
-    scale = (weights * dot).sum() / (weights * square).sum().clamp(min=_FLOOR)
+    x, y, w = source.double(), target.double(), weights.double()
+    # |s x - y|^2 = s^2 x.x - 2 s x.y + y.y: no pass over the points is needed again. Float64 bears the cancellation.
+    dot, square, target_square = (x * y).sum(dim=-1), x.square().sum(dim=-1), y.square().sum(dim=-1)
+    scale = (w * dot).sum() / (w * square).sum().clamp(min=_FLOOR)
     for _ in range(10):
-        robust = weights / (scale * source - target).norm(dim=-1).clamp(min=1e-9)
+        distance_square = scale.square() * square - 2.0 * scale * dot + target_square
+        robust = w / distance_square.clamp(min=1e-18).sqrt()
         scale = (robust * dot).sum() / (robust * square).sum().clamp(min=_FLOOR)
-    return scale
+    return scale.to(source.dtype)

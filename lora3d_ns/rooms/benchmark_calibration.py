@@ -77,15 +77,18 @@ variants. The variant `bundle_adjustment` yields cameras only: all but the first
 """
 
 
+_MATCHED = ("matches", "true_intrinsics")
+
+
 def variant_settings(variant: Variant, base: AlignmentSettings) -> AlignmentSettings:
-    """Settings of a variant: Eq. 6, Eq. 7, Eq. 7 with matches, and Eq. 7 with what is true put in.
+    """Settings of a variant: Eq. 6; Eq. 7; Eq. 7 with matches, as it is and with true intrinsics; with true cameras.
 
     Those of `bundle_adjustment` are of the alignment it starts from, `point_maps`.
     """
     base = replace(base, show_progress=False)
     if variant == "plain":
         return replace(base, objective="plain", matches="off")
-    return base if variant == "matches" else replace(base, matches="off")
+    return base if variant in _MATCHED else replace(base, matches="off")
 
 
 def variant_views(variant: Variant, photos: RoomPhotos) -> Views:
@@ -250,7 +253,7 @@ def run_calibration_benchmark(
                 graph = build_pair_graph(CompleteGraph(), PHOTOS)
                 predictions = predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
                 matches: Matches | None = None
-                if not {"matches", "bundle_adjustment"}.isdisjoint(settings.variants):
+                if not {*_MATCHED, "bundle_adjustment"}.isdisjoint(settings.variants):
                     matches = match_views(photos.views, predictions)
                 point_maps: AlignedScene | None = None
                 for variant in settings.variants:
@@ -267,7 +270,7 @@ def run_calibration_benchmark(
                         variant_views(variant, photos),
                         predictions,
                         variant_settings(variant, settings.alignment),
-                        matches=matches if variant == "matches" else None,
+                        matches=matches if variant in _MATCHED else None,
                     )
                     measured = measure_alignment(aligned, predictions, photos, cutoff=settings.alignment.cutoff)
                     rows.append(row | measured)

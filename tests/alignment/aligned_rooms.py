@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def scaled(pair: PairPrediction, factor: float) -> PairPrediction:
     return dataclasses.replace(pair, points_first=factor * pair.points_first, points_second=factor * pair.points_second)
 
 
-def replaced(views: Views, **fields: dict[int, object]) -> Views:
+def replaced(views: Views, **fields: Mapping[int, object]) -> Views:
     """The views with entries of some fields changed: `known_K={0: K}`."""
     changed = {
         name: tuple(entries.get(view, old) for view, old in enumerate(getattr(views, name)))

@@ -1,6 +1,7 @@
 """What an alignment must bear: other units and orders, bad input, masks, motion, wrong pairs, many views, matches."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -181,12 +182,12 @@ def _standing_still(*, turning: bool) -> tuple[RoomPhotos, PairPredictions]:
         return still, exact_predictions(still, complete(4))
     first = [0] * 4
     cameras = dataclasses.replace(photos.cameras, T_world_camera=T[first], K=photos.cameras.K[first])
-    views = Views(
-        **{
-            field.name: photos.views.names if field.name == "names" else getattr(photos.views, field.name)[:1] * 4
-            for field in dataclasses.fields(Views)
-        }
-    )
+    repeated: dict[str, Any] = {
+        field.name: getattr(photos.views, field.name)[:1] * 4
+        for field in dataclasses.fields(Views)
+        if field.name != "names"
+    }
+    views = Views(names=photos.views.names, **repeated)
     depths, static = (photos.depths_m[0],) * 4, (photos.static[0],) * 4
     still = RoomPhotos(views=views, depths_m=depths, static=static, cameras=cameras)
     return still, exact_predictions(still, complete(4))
@@ -435,9 +436,9 @@ def test_matches_improve_the_cameras() -> None:
     ates = {"off": 0.0, "auto": 0.0}
     for seed in range(3):
         photos, (predictions, _) = room(4, shapes=(shape,), seed=seed), noisy(4, shapes=(shape,), seed=seed)
-        for matches in ates:
-            scene = align(photos.views, predictions, dataclasses.replace(OFF, matches=matches))
-            ates[matches] += ate_m(scene, photos)
+        ates["off"] += ate_m(align(photos.views, predictions, OFF), photos)
+        scene = align(photos.views, predictions, dataclasses.replace(OFF, matches="auto"))
+        ates["auto"] += ate_m(scene, photos)
         assert scene.diagnosis.match_count > 100
         assert scene.diagnosis.match_error_px is not None
         assert scene.diagnosis.match_error_px < 1.0

@@ -132,11 +132,11 @@ def test_exact_predictions_keep_their_confidence() -> None:
 
 
 def test_weights_order_the_true_errors_better_than_confidences() -> None:
-    totals = dict.fromkeys(("ause_confidence", "ause_weight", "rank_confidence", "rank_weight"), 0.0)
+    totals: dict[str, float] = dict.fromkeys(("ause_confidence", "ause_weight", "rank_confidence", "rank_weight"), 0.0)
     for seed in range(4):
         photos, (predictions, truth) = room(6, seed=seed), noisy(6, seed=seed)
         scene = align(photos.views, predictions, OFF)
-        here = dict.fromkeys(totals, 0.0)
+        here: dict[str, float] = dict.fromkeys(totals, 0.0)
         for index in range(len(complete(6))):
             pair = predictions.pairs[index]
             error = torch.cat([map_.flatten() for map_ in truth.errors_m[index]])

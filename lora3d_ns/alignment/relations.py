@@ -16,11 +16,11 @@ from lora3d_ns.errors import InvalidDataError, NonFinitePredictionError
 from lora3d_ns.geometry.similarity import weighted_similarity
 from lora3d_ns.types import PairPredictions, Sim3, Views
 
-_SAMPLES = 512
+_SAMPLES = 1024
 """Pixels of each view from which relations are computed."""
 _CYCLE_POINTS = 24
 _CONFIDENCE_FLOOR = 1e-6
-_ROBUST_ITERATIONS = 10
+_ROBUST_ITERATIONS = 15
 _BELIEVED_SHARE = 0.25
 """An edge is judged by the best quarter of the cycles through it: the others may hold a wrong edge themselves."""
 

@@ -21,10 +21,11 @@ from lora3d_ns.errors import SettingsError
 
 _LEAST_DAMPING, _MOST_DAMPING = 1e-9, 1e9
 _REFUSALS = 8
-_FREE_DAMPING = 1e-2
-"""Damping up to which a step is as good as the undamped one."""
-_NO_PROMISE, _NO_DAMPED_PROMISE = 0.5, 0.05
+_NO_PROMISE = 0.1
 """A step that promises less than this share of the tolerance is not tried: the gradient is zero for our purpose."""
+_CERTAIN = 0.25
+"""One step that gains less than this share of the tolerance is enough to stop; of Eq. 6 only, since under Eq. 7 a point
+that changes sides can make the next step a larger one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class SolverSettings:
 
     Attributes:
         iterations: At most so many passes over the observations.
-        tolerance: Converged when a step lowers the objective by less than this share, or promises to lower it by less
-            than half of it; of damped steps it takes two in a row.
+        tolerance: Converged when two steps in a row lower the objective by less than this share, or one by less than a
+            quarter of it (Eq. 6), or a step promises less than a tenth of it.
         smoothing: Residuals are `sqrt(|e|^2 + smoothing^2)`, as a share of the scene's unit, see `minimise`.
         inner_iterations: Re-weighted steps of the depths in each pass.
     """
@@ -118,8 +119,7 @@ def minimise(
     for _ in range(settings.iterations):
         step = damped_step(now.blocks, freedom, damping=damping, view_count=len(grid))
         promised = -0.5 * sum(float(block.g @ step[block.index]) for block in now.blocks)
-        free_step = damping <= _FREE_DAMPING
-        if promised < (_NO_PROMISE if free_step else _NO_DAMPED_PROMISE) * settings.tolerance * now.objective:
+        if promised < _NO_PROMISE * settings.tolerance * now.objective:
             converged = True
             break
         depth = unit * (1.0 if freedom.scale_is_gauge else freedom.gauge(state))
@@ -135,12 +135,13 @@ def minimise(
                 break
             continue
         small_steps = small_steps + 1 if gain < settings.tolerance * now.objective else 0
+        certain = mu is None and gain < _CERTAIN * settings.tolerance * now.objective
         state, now, refused = moved, then, 0
         damping, growth = max(damping / 3.0, _LEAST_DAMPING), 2.0
         history.append(now.objective)
         seconds.append(time.perf_counter() - begun)
         on_step(state, now.objective)
-        if small_steps >= (1 if free_step else 2):
+        if small_steps >= 2 or certain:
             converged = True
             break
     return Solution(

@@ -39,7 +39,7 @@ def test_own_shapes_and_edge_scales_of_exact_predictions() -> None:
         assert float(shape.points[:, 2].median()) == pytest.approx(1.0, rel=1e-12)
         assert [predictions.graph.edges[edge][0] for edge in shape.edges] == [view] * 3
         torch.testing.assert_close(shape.edge_scale, units[shape.edges] * typical, rtol=1e-5, atol=0)
-        assert len({(int(row), int(column)) for row, column in shape.pixels}) > 400
+        assert len({(int(row), int(column)) for row, column in shape.pixels}) > 700
 
 
 def test_relations_of_exact_predictions_are_the_true_ones() -> None:

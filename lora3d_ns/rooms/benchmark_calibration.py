@@ -119,7 +119,7 @@ def measure_alignment(
         predicted = _flat((pair.points_first, pair.points_second))[static]
         confidence = torch.cat([pair.confidence_first.flatten(), pair.confidence_second.flatten()])[static]
         weight = torch.cat([map_.flatten() for map_ in aligned.weights[index]])[static].float()
-        error = (best_scale(predicted, true) * predicted - true).norm(dim=1)
+        error = _error_after_scale(predicted, true)
         collected["ause_confidence"].append(sparsification_error(confidence, error))
         collected["ause_weight"].append(sparsification_error(weight, error))
         collected["correlation_confidence"].append(_correlation(confidence, error))
@@ -169,10 +169,14 @@ def _flat(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([map_.reshape(-1, 3) for map_ in maps])
 
 
+def _error_after_scale(points: Tensor, true: Tensor) -> Tensor:
+    """Distance of each point from the truth, after the one scale that fits them best."""
+    return (best_scale(points, true) * points - true).norm(dim=1)
+
+
 def _share_error(points: Tensor, true: Tensor, chosen: Tensor) -> float:
     points, true = points[chosen], true[chosen]
-    error = (best_scale(points, true) * points - true).norm(dim=1)
-    return float(error.mean() / true.norm(dim=1).mean())
+    return float(_error_after_scale(points, true).mean() / true.norm(dim=1).mean())
 
 
 def _correlation(confidence: Tensor, error: Tensor) -> float | None:
@@ -294,7 +298,7 @@ def _example(name: str, aligned: AlignedScene, predictions: PairPredictions, pho
     shown: tuple[Tensor, ...] | None = None
     for index, (edge, pair) in enumerate(predictions):
         true, predicted = _flat(photos.true_points(edge)), _flat((pair.points_first, pair.points_second))
-        error = (best_scale(predicted, true) * predicted - true).norm(dim=1)
+        error = _error_after_scale(predicted, true)
         confidence = torch.cat([pair.confidence_first.flatten(), pair.confidence_second.flatten()])
         weight = torch.cat([map_.flatten() for map_ in aligned.weights[index]]).float()
         for curve, value in zip(curves, (confidence, weight, -error), strict=True):

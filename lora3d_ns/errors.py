@@ -156,3 +156,45 @@ class InsufficientMemoryError(Lora3dError):
 
 class NonFinitePredictionError(Lora3dError):
     """The network returned NaN or infinite values."""
+
+
+# --- files of ours --------------------------------------------------------------------------------
+
+
+class StorageError(Lora3dError):
+    """A result of ours cannot be written to disk or read from it."""
+
+
+class StorageFullError(StorageError):
+    """The disk has no room for a result; nothing half-written is left behind."""
+
+
+class DamagedFileError(StorageError):
+    """A file of ours is truncated, altered or of another format version."""
+
+
+# --- self-calibration -----------------------------------------------------------------------------
+
+
+class AdapterError(Lora3dError):
+    """Base of everything that can be wrong with a LoRA adapter."""
+
+
+class AdapterNotFoundError(AdapterError):
+    """There is no adapter in the folder."""
+
+
+class CorruptAdapterError(AdapterError):
+    """An adapter's files are damaged or contradict each other."""
+
+
+class AdapterBaseError(AdapterError):
+    """The adapter was made for another network."""
+
+
+class TooFewLabelsError(Lora3dError):
+    """The alignment believes too little of the scene for the network to learn from it."""
+
+
+class FineTuningError(Lora3dError):
+    """Fine-tuning diverged, however small its steps."""

@@ -314,31 +314,37 @@ class AlignedScene:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PseudoLabels:
-    """Point maps that the network shall learn to predict for this scene (LoRA3D's Eq. 9).
+    """What the network shall learn of this scene (LoRA3D's Eq. 9), once per view instead of once per pair.
+
+    The point map of view v in the camera of view i is `T_i^-1 T_v D_v K_v^-1 (u, v, 1)`: see
+    `lora3d_ns.pseudo_labels.label_points`. A mask that several pairs share is one tensor.
 
     Attributes:
         graph: The pairs that have labels.
-        points_first, points_second: Per edge (i, j) the points of view i's and view j's pixels in camera i's frame.
-        valid_first, valid_second: Which pixels have a label.
+        T_world_camera: Poses.
+        K_network: Intrinsics in network pixels.
+        depths: Depth along each view's z axis at network resolution, world unit.
+        valid_first, valid_second: Per edge (i, j), which pixels of view i and of view j have a label.
+        cutoff: The weight above which a pixel has one.
+        coverage: Share of each view's unmasked pixels that have a label in some pair.
     """
 
     graph: PairGraph
-    points_first: tuple[Float[Tensor, "_ _ 3"], ...]
-    points_second: tuple[Float[Tensor, "_ _ 3"], ...]
+    T_world_camera: Float32[Tensor, "views 4 4"]
+    K_network: Float32[Tensor, "views 3 3"]
+    depths: tuple[Float32[Tensor, "_ _"], ...]
     valid_first: tuple[Bool[Tensor, "_ _"], ...]
     valid_second: tuple[Bool[Tensor, "_ _"], ...]
+    cutoff: float
+    coverage: Float32[Tensor, " views"]
 
     def __post_init__(self) -> None:
-        for points_name, valid_name in (("points_first", "valid_first"), ("points_second", "valid_second")):
-            all_points, all_valid = getattr(self, points_name), getattr(self, valid_name)
-            _require(
-                len(all_points) == len(all_valid) == len(self.graph),
-                f"{points_name} and {valid_name} need one entry for each of the {len(self.graph)} edges",
-            )
-            for edge, points, valid in zip(self.graph.edges, all_points, all_valid, strict=True):
-                _require(
-                    points.shape[:2] == valid.shape, f"edge {edge}: {points_name} and {valid_name} differ in shape"
-                )
+        _require_one_per_view(self, self.graph.view_count, ["T_world_camera", "K_network", "depths", "coverage"])
+        for name, end in (("valid_first", 0), ("valid_second", 1)):
+            masks = getattr(self, name)
+            _require(len(masks) == len(self.graph), f"{len(masks)} masks in {name} for {len(self.graph)} edges")
+            for edge, mask in zip(self.graph.edges, masks, strict=True):
+                _require(mask.shape == self.depths[edge[end]].shape, f"edge {edge}: {name} has not its view's shape")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -184,15 +184,19 @@ def test_an_aligned_scene_needs_one_of_each_per_view_and_edge() -> None:
             dataclasses.replace(scene, **change)
 
 
-def test_pseudo_labels_need_a_validity_for_each_point_map() -> None:
+def test_pseudo_labels_need_a_mask_of_their_views_shape_for_each_edge() -> None:
+    first, second = torch.ones(3, 4, dtype=torch.bool), torch.ones(5, 2, dtype=torch.bool)
     labels = PseudoLabels(
         graph=PairGraph(view_count=2, edges=((0, 1),)),
-        points_first=(torch.rand(3, 4, 3),),
-        points_second=(torch.rand(3, 4, 3),),
-        valid_first=(torch.ones(3, 4, dtype=torch.bool),),
-        valid_second=(torch.ones(3, 4, dtype=torch.bool),),
+        T_world_camera=torch.eye(4).repeat(2, 1, 1),
+        K_network=torch.eye(3).repeat(2, 1, 1),
+        depths=(torch.ones(3, 4), torch.ones(5, 2)),
+        valid_first=(first,),
+        valid_second=(second,),
+        cutoff=1.5,
+        coverage=torch.ones(2),
     )
-    for change in ({"points_first": ()}, {"valid_second": (torch.ones(4, 3, dtype=torch.bool),)}):
+    for change in ({"valid_first": ()}, {"valid_second": (first,)}, {"depths": (torch.ones(3, 4),)}):
         with pytest.raises(InvalidDataError):
             dataclasses.replace(labels, **change)
 

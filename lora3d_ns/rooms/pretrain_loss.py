@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from lora3d_ns.adapter.loss import confidence_loss, point_errors
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.network.base import PairOutput
 from lora3d_ns.rooms.cameras import reproject
@@ -88,44 +89,6 @@ def patch_matches(view_i: Photos, view_j: Photos, patch_size: int) -> Float32[Te
 
     weights = axis_weights(v, rows)[..., :, None] * axis_weights(u, columns)[..., None, :]
     return weights.flatten(2) * visible[..., None]
-
-
-def mean_distance(
-    points_first: Float[Tensor, "pairs *first 3"], points_second: Float[Tensor, "pairs *second 3"]
-) -> Float[Tensor, " pairs"]:
-    """z: mean distance of all points of a pair from the first camera."""
-    distances = torch.cat([points_first.norm(dim=-1).flatten(1), points_second.norm(dim=-1).flatten(1)], dim=1)
-    return distances.mean(dim=1)
-
-
-def point_errors(
-    predicted_first: Float[Tensor, "pairs height width 3"],
-    predicted_second: Float[Tensor, "pairs height_second width_second 3"],
-    true_first: Float[Tensor, "pairs height width 3"],
-    true_second: Float[Tensor, "pairs height_second width_second 3"],
-) -> tuple[Float[Tensor, "pairs height width"], Float[Tensor, "pairs height_second width_second"]]:
-    """`l = ||X / z - X_true / z_true||` of each pixel of both photos; z is joint over the pair (DUSt3R, Eqs. 2, 3).
-
-    Unchanged if predictions or truth are scaled by a positive factor.
-    """
-    inverse = 1.0 / mean_distance(predicted_first, predicted_second)[:, None, None, None].clamp_min(1e-8)
-    true_inverse = 1.0 / mean_distance(true_first, true_second)[:, None, None, None].clamp_min(1e-8)
-    errors = [
-        # Smooth at zero, where the gradient of the norm is undefined.
-        ((predicted * inverse - true * true_inverse).square().sum(dim=-1) + 1e-12).sqrt()
-        for predicted, true in ((predicted_first, true_first), (predicted_second, true_second))
-    ]
-    return errors[0], errors[1]
-
-
-def confidence_loss(
-    errors: Float[Tensor, "*batch"], log_confidence: Float[Tensor, "*batch"], confidence_alpha: float
-) -> Float[Tensor, ""]:
-    """Mean of `C l - alpha log C` with the raw confidence `C = exp(log_confidence) >= 1` (DUSt3R, Eq. 4).
-
-    For a fixed error the best confidence is `max(1, alpha / l)`.
-    """
-    return (log_confidence.exp() * errors - confidence_alpha * log_confidence).mean()
 
 
 def matching_loss(

@@ -10,11 +10,9 @@ from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.network.base import PairOutput
 from lora3d_ns.rooms.pretrain_data import Photos
 from lora3d_ns.rooms.pretrain_loss import (
-    confidence_loss,
     matching_loss,
     pair_truth,
     patch_matches,
-    point_errors,
     points_from_depth,
     pretrain_loss,
 )
@@ -31,71 +29,6 @@ def random_weights(*shape: int, seed: int = 0) -> torch.Tensor:
     weights = torch.rand(*shape, generator=generator, dtype=torch.float64)
     visible = torch.rand(*shape[:-1], 1, generator=generator) > 0.4
     return weights / weights.sum(dim=-1, keepdim=True) * visible
-
-
-def test_point_errors_of_a_pair_computed_by_hand():
-    # Distances 1 and 3 (mean 2) against 2 and 2 (mean 2): (0,0,.5) to (0,0,1), and (0,0,1.5) to (1,0,0).
-    first, second = point_errors(
-        torch.tensor([[[[0.0, 0.0, 1.0]]]]),
-        torch.tensor([[[[0.0, 0.0, 3.0]]]]),
-        torch.tensor([[[[0.0, 0.0, 2.0]]]]),
-        torch.tensor([[[[2.0, 0.0, 0.0]]]]),
-    )
-    assert first.item() == pytest.approx(0.5)
-    assert second.item() == pytest.approx(math.hypot(1.0, 1.5))
-
-
-@pytest.mark.parametrize("scale", [1e-3, 0.5, 40.0])
-def test_point_errors_do_not_depend_on_either_scale(scale: float):
-    points = [random_points(2, 3, 4, seed=seed) for seed in range(4)]
-    plain = point_errors(points[0], points[1], points[2], points[3])
-    of_prediction = point_errors(scale * points[0], scale * points[1], points[2], points[3])
-    of_truth = point_errors(points[0], points[1], scale * points[2], scale * points[3])
-    for k in range(2):
-        torch.testing.assert_close(of_prediction[k], plain[k])
-        torch.testing.assert_close(of_truth[k], plain[k])
-
-
-def test_point_errors_are_zero_for_the_truth_at_another_scale():
-    first, second = random_points(1, 2, 2), random_points(1, 2, 2, seed=1)
-    errors = point_errors(7.0 * first, 7.0 * second, first, second)
-    # 1e-6 is the smoothing of the norm at zero.
-    assert max(error.max().item() for error in errors) <= 1.01e-6
-
-
-def test_point_errors_scale_is_joint_so_a_relative_scale_between_the_photos_costs():
-    first, second = random_points(1, 2, 2), random_points(1, 2, 2, seed=1)
-    errors = point_errors(first, 1.5 * second, first, second)
-    assert min(error.min().item() for error in errors) > 0.05
-
-
-def test_point_errors_and_confidence_agree_with_the_slow_twins_in_value_and_gradient():
-    leaves = [random_points(2, 2, 3, seed=seed).requires_grad_(seed < 2) for seed in range(4)]
-    logits = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).requires_grad_()
-
-    def total(errors_of, loss_of) -> torch.Tensor:
-        errors = errors_of(*leaves)
-        return sum((loss_of(error) for error in errors), torch.zeros((), dtype=torch.float64))
-
-    fast = total(point_errors, lambda e: confidence_loss(e, torch.nn.functional.softplus(logits), 0.2))
-    slow = total(reference.point_errors, lambda e: reference.confidence_loss(e, 1 + logits.exp(), 0.2))
-    torch.testing.assert_close(fast, slow)
-    inputs = [leaves[0], leaves[1], logits]
-    for a, b in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_confidence_loss_by_hand_and_its_minimum():
-    errors = torch.tensor([0.05, 0.4], dtype=torch.float64)
-    raw = torch.tensor([2.0, 1.0], dtype=torch.float64)
-    expected = (2.0 * 0.05 - 0.2 * math.log(2.0) + 0.4) / 2
-    assert confidence_loss(errors, raw.log(), 0.2).item() == pytest.approx(expected)
-    # The best raw confidence of an error l is max(1, alpha / l).
-    best = (0.2 / errors).clamp_min(1.0)
-    least = confidence_loss(errors, best.log(), 0.2)
-    for factor in (0.9, 1.1):
-        other = (best * factor).clamp_min(1.0)
-        assert least <= confidence_loss(errors, other.log(), 0.2)
 
 
 def test_matching_loss_of_equal_descriptors_is_the_logarithm_of_their_number():

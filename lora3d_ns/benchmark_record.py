@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lora3d_ns import __version__
+from lora3d_ns.atomic_files import write_text_atomically
 
 
 def machine_record(*, command: str, device: torch.device, seed: int) -> dict[str, object]:
@@ -29,10 +30,13 @@ def machine_record(*, command: str, device: torch.device, seed: int) -> dict[str
 
 
 def write_record(record: Mapping[str, object], path: Path | None) -> None:
-    """Writes the record as JSON, if a path was asked for."""
+    """Writes the record as JSON, if a path was asked for.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_text_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 class PeakMemory(AbstractContextManager["PeakMemory"]):

@@ -429,7 +429,7 @@ for generation in range(150):
 
 
 def test_only_what_dead_runs_left_is_removed(tmp_path: Path) -> None:
-    with replace_file(tmp_path / "x") as mine, replace_folder(tmp_path / "y") as my_folder:
+    with replace_file(tmp_path / "x") as mine, replace_folder(tmp_path / "y"):
         _, host, pid, number = mine.name.removesuffix(".partial").split("-")
         assert int(pid) == os.getpid()
         dead = tmp_path / f".lora3d-{host}-{dead_pid()}-{number}.partial"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lora3d_ns.alignment.matches import Matches
 from lora3d_ns.alignment.problem import Standing
 from lora3d_ns.alignment.settings import AlignmentSettings
 from lora3d_ns.alignment.state import AlignmentState
+from lora3d_ns.atomic_files import remove_leftovers, write_bytes_atomically
 from lora3d_ns.types import PairPredictions, Sim3, Views
 
 _FORMAT = "lora3d alignment 1"
@@ -39,7 +40,11 @@ class AlignmentCheckpoint:
         self._key = _fingerprint(views, predictions, settings, matches)
 
     def save(self, now: Standing) -> None:
-        """Writes the standing."""
+        """Writes the standing.
+
+        Raises:
+            StorageError: It cannot be written; `StorageFullError` if the disk is full.
+        """
         state, edge = now.state, now.state.world_from_edge
         tensors = {
             "T_world_camera": state.T_world_camera,
@@ -58,17 +63,15 @@ class AlignmentCheckpoint:
             "match_objective": now.match_objective,
             "settled": now.settled,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".part")
-        save_file(
+        encoded = save(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
-            beside,
             metadata={"key": self._key, "told": json.dumps(told)},
         )
-        beside.replace(self.path)
+        write_bytes_atomically(self.path, encoded)
 
     def resumed(self, begin: Standing) -> Standing:
         """What the file holds of this alignment; `begin` itself where it holds nothing of it."""
+        remove_leftovers(self.path.parent)
         if not self.path.is_file():
             return begin
         try:

@@ -6,10 +6,7 @@ torch's restricted unpickler reads it. No code of a file is ever run.
 
 import argparse
 import contextlib
-import errno
-import os
 import shutil
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora3d_ns.atomic_files import replace_file
 from lora3d_ns.errors import (
     CheckpointArchitectureError,
     CheckpointNotFoundError,
     CheckpointWriteError,
     CorruptCheckpointError,
     DiskSpaceError,
+    StorageError,
+    StorageFullError,
 )
 from lora3d_ns.network.checkpoint_pickles import refuse_unsafe_pickle
 
@@ -107,54 +107,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     from safetensors.torch import save_file
 
     needed = sum(tensor.nbytes for tensor in tensors.values())
-    # In the same folder, so that the last step is a rename within one file system.
-    temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         require_disk_space(path.parent, needed)
-        temporary.touch()
-        try:
-            mode = temporary.stat().st_mode
+        with replace_file(path) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-            # safetensors makes files that only their owner can read; a checkpoint is as readable as any new file.
-            temporary.chmod(mode)
-            _flush_to_disk(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _flush_to_disk(path.parent)
-    except (OSError, SafetensorError) as error:
-        if is_disk_full(error):
-            raise _disk_space_error(path.parent, needed) from error
+    except StorageFullError as error:
+        raise _disk_space_error(path.parent, needed) from error
+    except (StorageError, SafetensorError, OSError) as error:
         raise CheckpointWriteError(
-            f"the weights cannot be written ({_cause(error)})",
+            f"the weights cannot be written ({_cause(error.__cause__ or error)})",
             way_out="Choose a folder that you may write to",
             path=path,
         ) from error
-
-
-def _flush_to_disk(path: Path) -> None:
-    # Windows can open no folder; there the rename alone has to do.
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or one that led to it, is a full disk or an exhausted quota."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # safetensors writes in Rust and leaves the number in the text only.
-        if any(f"os error {number})" in str(cause) for number in (errno.ENOSPC, errno.EDQUOT)):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def require_disk_space(folder: Path, needed_bytes: int) -> None:
@@ -287,7 +251,7 @@ def _opening(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The first line of an error's text, short; or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return ascii(lines[0][:160])[1:-1] if lines else type(error).__name__

@@ -4,8 +4,9 @@ import logging
 import os
 from pathlib import Path
 
+from lora3d_ns.atomic_files import is_disk_full
 from lora3d_ns.errors import CheckpointDownloadError, CheckpointError, CheckpointNotFoundError, DiskSpaceError
-from lora3d_ns.network.checkpoint_files import is_disk_full, require_disk_space
+from lora3d_ns.network.checkpoint_files import require_disk_space
 
 _log = logging.getLogger(__name__)
 

@@ -2,14 +2,15 @@
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 
+from lora3d_ns.atomic_files import remove_leftovers, write_atomically, write_text_atomically
 from lora3d_ns.errors import CheckpointError
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,20 +31,13 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, object], *, ke
 
     The file is on the disk before it gets its name, so neither a kill nor a power cut leaves half a checkpoint as the
     newest one.
+
+    Raises:
+        StorageError: It cannot be written; `StorageFullError` if the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     path = folder / f"checkpoint-{step:09d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_atomically(path, partial(torch.save, dict(state)))
     for old in checkpoint_files(folder)[keep:]:
         old.unlink()
     return path
@@ -86,11 +80,8 @@ class TrainingLog:
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if cast(int, row["step"]) <= resumed_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
+        write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, row: Mapping[str, object]) -> None:
         """Adds a row, which must have a `step`."""

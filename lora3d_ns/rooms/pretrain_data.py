@@ -5,8 +5,8 @@ training step sees is fixed by the settings and the number of the step, so that 
 exactly the data it would have seen.
 """
 
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora3d_ns.atomic_files import remove_leftovers, write_bytes_atomically, write_text_atomically
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.rooms.cameras import sample_views
@@ -278,10 +279,11 @@ def cache_rooms(
 
     Raises:
         SettingsError: The folder holds another set of photos, or scene_count is not positive.
+        StorageError: The folder cannot be written to.
     """
     if scene_count < 1:
         raise SettingsError(f"{scene_count} rooms make no training set", way_out="Ask for at least one")
-    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     manifest = folder / _MANIFEST
     wanted = asdict(settings)
     if manifest.exists():
@@ -291,7 +293,7 @@ def cache_rooms(
                 f"the folder {folder} holds other rooms: {found}", way_out="Choose another folder, or delete it"
             )
     else:
-        _write_atomically(manifest, json.dumps(wanted, indent=1).encode())
+        write_text_atomically(manifest, json.dumps(wanted, indent=1))
     chunks = -(-scene_count // _SCENES_PER_CHUNK)
     with progress_bar("rendering rooms", chunks * _SCENES_PER_CHUNK, shown=show_progress) as advance:
         for chunk in range(chunks):
@@ -312,11 +314,10 @@ def _render_chunk(settings: RoomViewSettings, chunk: int, folder: Path) -> None:
         "T_world_camera": made.T_world_camera,
     }
     for name in _CHUNK_PARTS:
-        path = _chunk_file(folder, chunk, name)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, arrays[name].numpy())
-        temporary.replace(path)
+        # Not straight into the file: numpy does not say why a write failed, and a full disk should be called one.
+        encoded = io.BytesIO()
+        np.save(encoded, arrays[name].numpy())
+        write_bytes_atomically(_chunk_file(folder, chunk, name), encoded.getvalue())
 
 
 def _chunk_file(folder: Path, chunk: int, part: str) -> Path:
@@ -326,12 +327,6 @@ def _chunk_file(folder: Path, chunk: int, part: str) -> Path:
 @lru_cache(maxsize=1024)
 def _mapped(path: str) -> NDArray[np.generic]:
     return np.load(path, mmap_mode="r")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 # --- what a step sees ---------------------------------------------------------------------------

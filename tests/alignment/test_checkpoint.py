@@ -1,6 +1,8 @@
 """An interrupted alignment goes on where it was; files of anything else are ignored."""
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lora3d_ns.alignment.align import align
 from lora3d_ns.alignment.checkpoint import AlignmentCheckpoint
 from lora3d_ns.alignment.problem import Standing
 from lora3d_ns.alignment.state import AlignmentState
+from lora3d_ns.errors import StorageFullError
 from lora3d_ns.types import Sim3
 
 SETTINGS = dataclasses.replace(OFF, mask_moving=True)
@@ -58,7 +61,7 @@ def test_an_interrupted_alignment_ends_where_an_uninterrupted_one_does(tmp_path:
         assert rotation_deg < 0.05
         assert translation < 2e-3
         assert len(after.loss_history) <= len(whole.loss_history)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_finished_alignment_is_not_done_again(tmp_path: Path) -> None:
@@ -155,13 +158,11 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch) -> N
     checkpoint.save(_standing())
     before = path.read_bytes()
 
-    def full_disk(_tensors, beside: Path, *, metadata) -> None:
-        del metadata
-        beside.write_bytes(b"half")
-        raise OSError("no space left")
+    def full_disk(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("lora3d_ns.alignment.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StorageFullError, match="full"):
         checkpoint.save(dataclasses.replace(_standing(), stage=3))
     assert path.read_bytes() == before
     assert checkpoint.resumed(dataclasses.replace(_standing(), stage=0)).stage == 2

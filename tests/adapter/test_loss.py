@@ -6,7 +6,8 @@ import pytest
 import torch
 from reference import pretrain_loss as reference
 
-from lora3d_ns.adapter.loss import confidence_loss, point_errors
+from lora3d_ns.adapter.loss import LabelBatch, confidence_loss, label_loss, mean_label_error, point_errors
+from lora3d_ns.network.base import PairOutput
 
 
 def random_points(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -108,7 +108,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         temporary = _temporary_sibling(folder)
         try:
             temporary.mkdir()
-            yield temporary
+            try:
+                yield temporary
+            except StorageError as error:
+                if error.path is None or not error.path.is_relative_to(temporary):
+                    raise
+                # Under the name that the user knows.
+                place = folder / error.path.relative_to(temporary)
+                raise type(error)(error.problem, way_out=error.way_out, path=place) from error
             _flush_tree(temporary)
             with _locked(folder.parent):
                 _settle(folder)

@@ -322,6 +322,18 @@ def test_a_full_disk_leaves_the_old_folder_alone(
     assert listing(tmp_path) == ["results"]
 
 
+def test_an_error_inside_names_the_place_that_the_user_knows(tmp_path: Path) -> None:
+    with pytest.raises(StorageFullError) as caught, replace_folder(tmp_path / "results") as new:
+        write_atomically(new / "deep/file", failing(errno.ENOSPC))
+    assert caught.value.path == tmp_path / "results/deep/file"
+    assert ".partial" not in str(caught.value)
+    assert listing(tmp_path) == []
+    elsewhere = StorageError("x", way_out="y", path=tmp_path)
+    with pytest.raises(StorageError) as caught, replace_folder(tmp_path / "results"):
+        raise elsewhere
+    assert caught.value is elsewhere
+
+
 _DIE_BEFORE_THE_NEW_ONE_IS_THERE = "Path.rename = lambda self, other, real=Path.rename: real(self, other) and die()"
 _DIE_BEFORE_THE_OLD_ONE_IS_GONE = "import shutil; shutil.rmtree = die"
 

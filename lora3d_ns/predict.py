@@ -92,7 +92,7 @@ def predict_pairs(
         )
 
     def decode(edges: Sequence[tuple[int, int]]) -> list[PairPrediction]:
-        with _autocast(network, settings.precision):
+        with autocast_of(network, settings.precision):
             output = network.decode(
                 _stack([encodings[i] for i, _ in edges], network.device),
                 _stack([encodings[j] for _, j in edges], network.device),
@@ -130,7 +130,7 @@ def encode_views(
 
     def encode(indices: Sequence[int]) -> list[Encoding]:
         images = torch.stack([views.images[view] for view in indices]).to(network.device)
-        with _autocast(network, settings.precision):
+        with autocast_of(network, settings.precision):
             encoding = network.encode(images)
         return [encoding.select(slice(row, row + 1)) for row in range(len(indices))]
 
@@ -147,15 +147,16 @@ def encode_views(
     return tuple(encodings[view] for view in range(len(views)))
 
 
-def image_features(encodings: Sequence[Encoding]) -> Float32[Tensor, "views channels"]:
-    """One feature per photo, for the retrieval graph: the mean of its encoder tokens, in host memory."""
-    return torch.cat([encoding.tokens.float().mean(dim=1).cpu() for encoding in encodings])
-
-
-def _autocast(network: PairNetwork, precision: Precision) -> torch.autocast:
+def autocast_of(network: PairNetwork, precision: Precision) -> torch.autocast:
+    """Mixed precision for a network where it is; `auto` is bfloat16 on CUDA, and none on the CPU."""
     if precision == "auto":
         precision = "bfloat16" if network.device.type == "cuda" else "float32"
     return torch.autocast(network.device.type, dtype=_DTYPES[precision], enabled=precision != "float32")
+
+
+def image_features(encodings: Sequence[Encoding]) -> Float32[Tensor, "views channels"]:
+    """One feature per photo, for the retrieval graph: the mean of its encoder tokens, in host memory."""
+    return torch.cat([encoding.tokens.float().mean(dim=1).cpu() for encoding in encodings])
 
 
 def _stack(encodings: Sequence[Encoding], device: torch.device) -> Encoding:

@@ -4,12 +4,13 @@ Our own code, from the paper and the facts of the official architecture; every o
 its official name, so `load_state_dict` needs no translation (see `checkpoints.py` for the two exceptions).
 """
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.network.base import Encoding, PairOutput
@@ -36,9 +37,14 @@ class Dust3r(nn.Module):
     `encode` does all that depends on one image alone, once: the encoder, the decoders' embedding, the self-attention
     of both decoders' first blocks and, with the DPT head, its finest scale for either role. `decode` does the rest
     per ordered pair.
+
+    Attributes:
+        recompute_activations: Whether a backward pass computes the activations of each block anew instead of keeping
+            them: a third more work for a fraction of the memory.
     """
 
     mask_token: Tensor
+    recompute_activations: bool = False
 
     def __init__(self, config: Dust3rConfig) -> None:
         super().__init__()
@@ -104,17 +110,18 @@ class Dust3r(nn.Module):
         grid = self._grid(height, width, self.config.encoder_width // self.config.encoder_heads)
         tokens = self.patch_embed((2.0 * images - 1.0).to(self.decoder_embed.weight.dtype))
         for block in self.enc_blocks:
-            tokens = block(tokens, grid)
+            tokens = self._run(block, tokens, grid)
         tokens = self.enc_norm(tokens)
 
         embedded = self.decoder_embed(tokens)
         extras = [embedded]
         grid = self._grid(height, width, self.config.decoder_width // self.config.decoder_heads)
         for blocks in (self.dec_blocks, self.dec_blocks2):
-            extras.append(cast(DecoderBlock, blocks[0]).look_at_self(embedded, grid))
+            extras.append(self._run(cast(DecoderBlock, blocks[0]).look_at_self, embedded, grid))
         for head in (self.downstream_head1, self.downstream_head2):
             if isinstance(head, DptHead):
-                extras.append(head.finest_scale(tokens, height // self.patch_size, width // self.patch_size))
+                rows, columns = height // self.patch_size, width // self.patch_size
+                extras.append(self._run(head.finest_scale, tokens, rows, columns))
         return Encoding(tokens=tokens, height=height, width=width, extras=tuple(extras))
 
     def decode(self, first: Encoding, second: Encoding) -> PairOutput:
@@ -131,12 +138,12 @@ class Dust3r(nn.Module):
             if layer == 0:
                 own_first, own_second = first.extras[1], second.extras[2]
             else:
-                own_first = block_first.look_at_self(x_first, first_grid)
-                own_second = block_second.look_at_self(x_second, second_grid)
+                own_first = self._run(block_first.look_at_self, x_first, first_grid)
+                own_second = self._run(block_second.look_at_self, x_second, second_grid)
             # Both look at the other as it was before this block.
             x_first, x_second = (
-                block_first.look_at_other(own_first, x_second, first_grid, second_grid),
-                block_second.look_at_other(own_second, x_first, second_grid, first_grid),
+                self._run(block_first.look_at_other, own_first, x_second, first_grid, second_grid),
+                self._run(block_second.look_at_other, own_second, x_first, second_grid, first_grid),
             )
             if layer + 1 in keep:
                 kept[layer + 1] = (x_first, x_second)
@@ -148,7 +155,7 @@ class Dust3r(nn.Module):
             rows, columns = encoding.height // self.patch_size, encoding.width // self.patch_size
             if isinstance(head, DptHead):
                 layers = [kept[layer][role] for layer in head.decoder_layers]
-                raw = head(encoding.extras[3 + role], layers, rows, columns)
+                raw = self._run(head, encoding.extras[3 + role], layers, rows, columns)
             else:
                 raw = head(kept[last][role], rows, columns)
             raw = raw.permute(0, 2, 3, 1).float()
@@ -173,6 +180,12 @@ class Dust3r(nn.Module):
     ) -> PairOutput:
         """Encode and decode the pairs (images_first[b], images_second[b])."""
         return self.decode(self.encode(images_first), self.encode(images_second))
+
+    def _run(self, part: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """A part of the network, applied; of its activations only the input is kept where that is asked for."""
+        if self.recompute_activations and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(part, *arguments, use_reentrant=False))
+        return part(*arguments)
 
     def _grid(self, height: int, width: int, head_width: int) -> RotaryGrid:
         return RotaryGrid(

@@ -24,6 +24,7 @@ from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.predict import autocast_of
 from lora3d_ns.progress import progress_bar
+from lora3d_ns.scene_io.stage_cache import fingerprint
 from lora3d_ns.types import PseudoLabels, Views
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def finetune(
         InvalidDataError: The labels are of other photos.
     """
     settings = settings or FineTuneSettings()
-    fingerprint = base_fingerprint or network_fingerprint(network)
+    of_base = base_fingerprint or network_fingerprint(network)
     lessons = Lessons(views, labels, network.device, confidence_alpha=settings.confidence_alpha)
     learning, held_out = split_pairs(labels.graph, settings.held_out_share, settings.seed)
     run = _Run(
@@ -163,12 +164,12 @@ def finetune(
         lessons.with_labels(learning),
         lessons.with_labels(held_out),
     )
-    state = run.train(checkpoint, key=_key(views, labels, settings, fingerprint))
+    state = run.train(checkpoint, key=_key(views, labels, settings, of_base))
     run.set_matrices(state.best)
     adapter = adapter_of(
         run.network,
         base_name=base_name,
-        base_fingerprint=fingerprint,
+        base_fingerprint=of_base,
         provenance={
             "epochs": state.best_epoch,
             "steps": len(state.losses),
@@ -191,8 +192,6 @@ def finetune(
 
 
 def _key(views: Views, labels: PseudoLabels, settings: FineTuneSettings, base_fingerprint: str) -> str:
-    from lora3d_ns.scene_io.stage_cache import fingerprint
-
     return fingerprint("finetune", views.images, labels, settings, base_fingerprint)
 
 

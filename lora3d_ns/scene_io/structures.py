@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,12 +82,6 @@ _LARGEST_HEADER = 100_000_000
 _MAKE_IT_ANEW = "Delete the file and run again what made it"
 
 T = TypeVar("T")
-
-
-class _Hash(Protocol):
-    def update(self, data: Any, /) -> None: ...
-
-    def hexdigest(self) -> str: ...
 
 
 def write_result(path: Path, value: object) -> None:
@@ -313,7 +307,7 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
         raise _damaged(path) from error
 
 
-def _read_tensor(file: BinaryIO, entry: _Entry, checksum: _Hash, path: Path) -> Tensor:
+def _read_tensor(file: BinaryIO, entry: _Entry, checksum: hashlib.blake2b, path: Path) -> Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     room = _bytes_of(tensor)
     read = 0
@@ -333,7 +327,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(bytearray())
 
 
-def _begun_checksum(header: bytes) -> _Hash:
+def _begun_checksum(header: bytes) -> hashlib.blake2b:
     """The checksum of the header without its own place."""
     checksum = hashlib.blake2b(len(header).to_bytes(8, "little"), digest_size=_CHECKSUM_LENGTH // 2)
     checksum.update(header[: len(_START)])

@@ -6,6 +6,7 @@ is high where its prediction is right already, and what a pair gets wrong is wha
 is less sure of itself than the official one, so that 1.5 would leave next to nothing, the cut-off is lowered.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -67,10 +68,11 @@ def pseudo_labels(views: Views, aligned: AlignedScene, settings: PseudoLabelSett
         raise InvalidDataError(
             f"a scene of {aligned.graph.view_count} views for {len(views)} photos", way_out="Align these photos"
         )
-    allowed = [
-        (torch.ones_like(moving) if mask is None else mask) & ~moving
+    unmasked = [
+        torch.ones_like(moving) if mask is None else mask
         for mask, moving in zip(views.masks, aligned.moving, strict=True)
     ]
+    allowed = [mask & ~moving for mask, moving in zip(unmasked, aligned.moving, strict=True)]
     pairs = [
         (weight.float(), view)
         for edge, weights in zip(aligned.graph.edges, aligned.weights, strict=True)
@@ -85,7 +87,7 @@ def pseudo_labels(views: Views, aligned: AlignedScene, settings: PseudoLabelSett
         valid_first, valid_second = tuple(valid[i] for i, _ in edges), tuple(valid[j] for _, j in edges)
     else:
         valid_first, valid_second = tuple(valid[0::2]), tuple(valid[1::2])
-    coverage = _coverage(aligned.graph, valid_first, valid_second, allowed)
+    coverage = _coverage(aligned.graph, valid_first, valid_second, unmasked)
     _require_enough(coverage, cutoff, views, settings)
     return PseudoLabels(
         graph=aligned.graph,
@@ -148,10 +150,13 @@ def _K_network(views: Views, K: Tensor) -> Tensor:
 def _cutoff(weights: Sequence[Tensor], settings: PseudoLabelSettings) -> float:
     """The cut-off of the settings, or the lower one that leaves the share aimed for."""
     joined = torch.cat([weight.flatten() for weight in weights])
-    if len(joined) == 0:
+    # Rounded first: 0.9 of ten pixels are nine, whatever the binary digits say.
+    wanted = math.ceil(round(settings.aimed_coverage * len(joined), 6))
+    if wanted == 0:
         return settings.weight_cutoff
-    rank = min(len(joined) - 1, int((1.0 - settings.aimed_coverage) * len(joined)))
-    leaves_enough = float(joined.kthvalue(rank + 1).values)
+    last_wanted = joined.kthvalue(len(joined) - wanted + 1).values
+    # A label weighs more than the cut-off: just below, so that the last one wanted and all that weigh as much are in.
+    leaves_enough = float(torch.nextafter(last_wanted, torch.zeros_like(last_wanted)))
     return min(settings.weight_cutoff, max(settings.lowest_cutoff, leaves_enough))
 
 
@@ -159,13 +164,13 @@ def _coverage(
     graph: PairGraph,
     valid_first: Sequence[Bool[Tensor, "_ _"]],
     valid_second: Sequence[Bool[Tensor, "_ _"]],
-    allowed: Sequence[Bool[Tensor, "_ _"]],
+    unmasked: Sequence[Bool[Tensor, "_ _"]],
 ) -> Tensor:
-    labelled = [torch.zeros_like(mask) for mask in allowed]
+    labelled = [torch.zeros_like(mask) for mask in unmasked]
     for (i, j), first, second in zip(graph.edges, valid_first, valid_second, strict=True):
         labelled[i] |= first
         labelled[j] |= second
-    shares = [float(seen.sum()) / max(1, int(mask.sum())) for seen, mask in zip(labelled, allowed, strict=True)]
+    shares = [float(seen.sum()) / max(1, int(mask.sum())) for seen, mask in zip(labelled, unmasked, strict=True)]
     return torch.tensor(shares, dtype=torch.float32)
 
 

@@ -8,7 +8,7 @@ BENCHMARKS.md.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.predict import autocast_of
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.scene_io.stage_cache import fingerprint
-from lora3d_ns.types import PseudoLabels, Views
+from lora3d_ns.types import PairGraph, PseudoLabels, Views
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class FineTuneSettings:
     """
 
     lora: LoraSettings = LoraSettings()  # noqa: RUF009 (frozen)
-    epochs: int = 6
+    epochs: int = 10
     pairs_per_step: int = 6
     learning_rate: float = 3e-3
     final_learning_rate: float = 1e-5
@@ -91,7 +91,16 @@ class FineTuneSettings:
     @classmethod
     def paper(cls, **changes: object) -> "FineTuneSettings":
         """LoRA3D's recipe: 10 epochs, 2 ordered pairs per step, each encoded by itself, cosine 1e-3 to 1e-5."""
-        published = cls(epochs=10, pairs_per_step=2, learning_rate=1e-3, share_encodings=False, held_out_share=0.0)
+        published = cls(
+            lora=LoraSettings(rank=16, alpha=16.0),
+            epochs=10,
+            pairs_per_step=2,
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            confidence_alpha=0.2,
+            share_encodings=False,
+            held_out_share=0.0,
+        )
         return replace(published, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -156,15 +165,12 @@ def finetune(
     settings = settings or FineTuneSettings()
     of_base = base_fingerprint or network_fingerprint(network)
     lessons = Lessons(views, labels, network.device, confidence_alpha=settings.confidence_alpha)
-    learning, held_out = split_pairs(labels.graph, settings.held_out_share, settings.seed)
-    run = _Run(
-        settings,
-        lessons,
-        adapted(network, settings.lora, seed=settings.seed),
-        lessons.with_labels(learning),
-        lessons.with_labels(held_out),
-    )
-    state = run.train(checkpoint, key=_key(views, labels, settings, of_base))
+    # Divided after those without a label are gone: what is left to learn must not be one of them.
+    with_labels = PairGraph(view_count=len(views), edges=tuple(lessons.with_labels(labels.graph.edges)))
+    learning, held_out = split_pairs(with_labels, settings.held_out_share, settings.seed)
+    run = _Run(settings, lessons, adapted(network, settings.lora, seed=settings.seed), learning, held_out)
+    key = "" if checkpoint is None else _key(views, labels, settings, of_base)
+    state = run.train(checkpoint, key=key)
     run.set_matrices(state.best)
     adapter = adapter_of(
         run.network,
@@ -245,23 +251,26 @@ class _Run:
     def train(self, checkpoint: Path | None, *, key: str) -> FineTuneState:
         """Trains to the end, from the checkpoint if it is of this key."""
         settings = self.settings
-        state = None if checkpoint is None else read_state(checkpoint, key)
-        if state is None:
+        stored = None if checkpoint is None else read_state(checkpoint, key)
+        if stored is None:
             state = self._begin()
+            # What a loss that is not finite takes training back to.
+            good = state.copy()
+        else:
+            state, good = stored
         self._take_over(state)
         steps_per_epoch = len(self._steps(0))
         total = steps_per_epoch * settings.epochs
         before, begun, saved = state.seconds, time.perf_counter(), time.perf_counter()
 
-        def keep(current: FineTuneState) -> None:
+        def keep() -> None:
             nonlocal saved
-            current.seconds = before + time.perf_counter() - begun
+            state.seconds = before + time.perf_counter() - begun
             if checkpoint is not None:
-                write_state(checkpoint, key, current)
+                # Between epochs the two are the same.
+                write_state(checkpoint, key, state, good if state.position else None)
                 saved = time.perf_counter()
 
-        # What a loss that is not finite takes training back to.
-        good = state.copy()
         with progress_bar("Fine-tuning", total, shown=settings.show_progress) as advance:
             advance(len(state.losses))
             while state.epoch < settings.epochs and not self._done(state):
@@ -276,12 +285,12 @@ class _Run:
                     advance(1)
                     if checkpoint is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                         self._note(state)
-                        keep(state)
+                        keep()
                 else:
                     self._end_epoch(state)
                     if math.isfinite(sum(float(matrix.sum()) for matrix in state.matrices)):
                         good = state.copy()
-                        keep(state)
+                        keep()
                         continue
                 lost = len(state.losses) - len(good.losses)
                 state = self._roll_back(good, state.rollbacks + 1)
@@ -340,22 +349,19 @@ class _Run:
         return state
 
     def _held_out_error(self) -> float:
+        return self._in_memory(self._error_of, self.held_out)
+
+    def _error_of(self, edges: Sequence[Edge]) -> float:
         with torch.no_grad(), autocast_of(self.network, self.settings.precision):
             errors = [
-                self.lessons.errors(self.network, self.held_out[start : start + self.pairs_at_once])
-                for start in range(0, len(self.held_out), self.pairs_at_once)
+                self.lessons.errors(self.network, edges[start : start + self.pairs_at_once])
+                for start in range(0, len(edges), self.pairs_at_once)
             ]
         return float(torch.cat(errors).mean())
 
     def _step(self, edges: Sequence[Edge], rate: float) -> float:
         """One step; its objective. Nothing is changed where the objective or its gradient is not finite."""
-        while True:
-            try:
-                loss = self._gradient(edges)
-            except torch.OutOfMemoryError:
-                self._save_memory()
-                continue
-            break
+        loss = self._in_memory(self._gradient, edges)
         norm = torch.nn.utils.get_total_norm(
             [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         )
@@ -379,6 +385,15 @@ class _Run:
             total += float(loss.detach())
         return total
 
+    def _in_memory(self, work: Callable[[Sequence[Edge]], float], edges: Sequence[Edge]) -> float:
+        """What `work` returns, tried with less and less memory."""
+        while True:
+            value = _unless_out_of_memory(work, edges)
+            # The error is gone by now, and with it the activations that its traceback held.
+            if value is not None:
+                return value
+            self._save_memory()
+
     def _save_memory(self) -> None:
         """Does with less memory than before."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -395,3 +410,15 @@ class _Run:
             )
         self.pairs_at_once = (self.pairs_at_once + 1) // 2
         logger.warning("out of memory: going on with %d pairs at once", self.pairs_at_once)
+
+
+def _unless_out_of_memory(work: Callable[[Sequence[Edge]], float], edges: Sequence[Edge]) -> float | None:
+    try:
+        return work(edges)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        # PyTorch's CPU allocator has no exception type of its own.
+        if "not enough memory" not in str(error):
+            raise
+        return None

@@ -48,19 +48,28 @@ class FineTuneState:
         return copy.deepcopy(self)
 
 
-def write_state(path: Path, key: str, state: FineTuneState) -> None:
+def write_state(path: Path, key: str, state: FineTuneState, good: FineTuneState | None = None) -> None:
     """Writes it all at once or not at all.
+
+    Args:
+        path: The file.
+        key: Of all that the training depends on.
+        state: Where the training stands.
+        good: What a loss that is not finite would take it back to; None for the state itself.
 
     Raises:
         StorageFullError: The disk has no room.
         StorageError: The file cannot be written.
     """
-    content = {"format": _FORMAT, "key": key, "state": vars(state)}
+    content = {"format": _FORMAT, "key": key, "state": vars(state), "good": None if good is None else vars(good)}
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def read_state(path: Path, key: str) -> FineTuneState | None:
-    """The state, or None if there is none of this key; a damaged file is passed over with a warning."""
+def read_state(path: Path, key: str) -> tuple[FineTuneState, FineTuneState] | None:
+    """(state, good) of `write_state`, or None if there is nothing of this key.
+
+    A damaged file is passed over with a warning.
+    """
     if not path.is_file():
         return None
     try:
@@ -69,8 +78,9 @@ def read_state(path: Path, key: str) -> FineTuneState | None:
         if content["format"] != _FORMAT or content["key"] != key:
             return None
         state = FineTuneState(**content["state"])
+        good = state.copy() if content["good"] is None else FineTuneState(**content["good"])
     # A damaged archive shows itself in many ways; whatever it is, training begins anew.
     except Exception as error:  # noqa: BLE001
         logger.warning("%s is damaged (%s): fine-tuning begins anew", path, error)
         return None
-    return state
+    return state, good

@@ -27,7 +27,7 @@ def split_pairs(graph: PairGraph, held_out_share: float, seed: int) -> tuple[tup
     if not 0 <= held_out_share <= 0.5:
         raise SettingsError(f"held_out_share {held_out_share}", way_out="Use a share between 0 and 0.5")
     pairs = sorted({(min(edge), max(edge)) for edge in graph.edges})
-    count = min(len(pairs) - 1, max(1, round(held_out_share * len(pairs)))) if held_out_share else 0
+    count = max(0, min(len(pairs) - 1, max(1, round(held_out_share * len(pairs))))) if held_out_share else 0
     chosen = set(random.Random(seed).sample(pairs, count))
     sides: tuple[list[Edge], list[Edge]] = ([], [])
     for edge in graph.edges:
@@ -83,7 +83,7 @@ class Lessons:
             points_from_depth(depth, K).to(device) for depth, K in zip(labels.depths, labels.K_network, strict=True)
         ]
         T = labels.T_world_camera.double()
-        first, second = torch.tensor(labels.graph.edges).T
+        first, second = torch.tensor(labels.graph.edges, dtype=torch.int64).reshape(-1, 2).T
         T_first_second = (torch.linalg.inv(T)[first] @ T[second]).float().to(device)
         # Masks are shared between pairs; so are their copies.
         on_device: dict[int, Tensor] = {}
@@ -104,7 +104,9 @@ class Lessons:
         return [edge for edge in edges if self._has_labels[edge]]
 
     def objective(self, network: PairNetwork, edges: Sequence[Edge], *, share_encodings: bool) -> Tensor:
-        """Mean of `label_loss` over the pairs: the objective of one step.
+        """Mean of `label_loss` over the pairs, each pair for itself: the objective of one step.
+
+        So a step can be divided into parts, which add up to it, and what a pair counts does not depend on the others.
 
         Args:
             network: Predicts; with gradients where they are on.
@@ -113,15 +115,21 @@ class Lessons:
         """
         total = torch.zeros((), device=self._images[0].device)
         for group, output in self._outputs(network, edges, share_encodings=share_encodings):
-            loss = label_loss(output, self._batch(group), confidence_alpha=self.confidence_alpha)
-            total = total + loss * (len(group) / len(edges))
+            with self._full_precision():
+                labels = self._batch(group)
+                for row in range(len(group)):
+                    loss = label_loss(
+                        _row_of_output(output, row), _row_of_labels(labels, row), confidence_alpha=self.confidence_alpha
+                    )
+                    total = total + loss / len(edges)
         return total
 
     def errors(self, network: PairNetwork, edges: Sequence[Edge]) -> Tensor:
         """`mean_label_error` of each of the pairs, in their order, on the host."""
         found: dict[Edge, Tensor] = {}
         for group, output in self._outputs(network, edges, share_encodings=True):
-            found.update(zip(group, mean_label_error(output, self._batch(group)).float().cpu(), strict=True))
+            with self._full_precision():
+                found.update(zip(group, mean_label_error(output, self._batch(group)).float().cpu(), strict=True))
         return torch.stack([found[edge] for edge in edges])
 
     def _outputs(
@@ -159,6 +167,10 @@ class Lessons:
         }
         return encodings, {view: row for same in by_shape.values() for row, view in enumerate(same)}
 
+    def _full_precision(self) -> torch.autocast:
+        """Labels are not to be rounded to what is enough for the network."""
+        return torch.autocast(self._images[0].device.type, enabled=False)
+
     def _batch(self, group: Sequence[Edge]) -> LabelBatch:
         T = torch.stack([self._of_edge[edge][0] for edge in group])
         second = torch.stack([self._points[j] for _, j in group])
@@ -168,3 +180,21 @@ class Lessons:
             valid_first=torch.stack([self._of_edge[edge][1] for edge in group]),
             valid_second=torch.stack([self._of_edge[edge][2] for edge in group]),
         )
+
+
+def _row_of_output(output: PairOutput, row: int) -> PairOutput:
+    return PairOutput(
+        points_first=output.points_first[row : row + 1],
+        points_second=output.points_second[row : row + 1],
+        confidence_first=output.confidence_first[row : row + 1],
+        confidence_second=output.confidence_second[row : row + 1],
+    )
+
+
+def _row_of_labels(labels: LabelBatch, row: int) -> LabelBatch:
+    return LabelBatch(
+        points_first=labels.points_first[row : row + 1],
+        points_second=labels.points_second[row : row + 1],
+        valid_first=labels.valid_first[row : row + 1],
+        valid_second=labels.valid_second[row : row + 1],
+    )

@@ -184,7 +184,8 @@ class Dust3r(nn.Module):
     def _run(self, part: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """A part of the network, applied; of its activations only the input is kept where that is asked for."""
         if self.recompute_activations and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(part, *arguments, use_reentrant=False))
+            # Nothing in a part is random, so there is no random state to put back.
+            return cast(Tensor, checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=False))
         return part(*arguments)
 
     def _grid(self, height: int, width: int, head_width: int) -> RotaryGrid:

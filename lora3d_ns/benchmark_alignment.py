@@ -28,7 +28,7 @@ from lora3d_ns.evaluation.metrics import absolute_focal_error_percent, absolute_
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
-from lora3d_ns.rooms.benchmark import PHOTOS, RoomPhotos, make_scene
+from lora3d_ns.rooms.benchmark_scenes import PHOTOS, RoomPhotos, make_scene
 from lora3d_ns.rooms.simulated import NoiseSettings, noisy_predictions, photograph_rooms
 from lora3d_ns.types import Cameras, PairPredictions, Sim3, Views
 

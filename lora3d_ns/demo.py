@@ -18,7 +18,9 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph, check_connected
 from lora3d_ns.pictures import draw_against_truth, draw_pair_predictions
 from lora3d_ns.predict import PredictionSettings, predict_pairs
-from lora3d_ns.rooms.benchmark import ArmResult, measure, truth_for_views
+from lora3d_ns.rooms.benchmark import measure
+from lora3d_ns.rooms.benchmark_arms import ArmResult
+from lora3d_ns.rooms.benchmark_scenes import truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
 
 logger = logging.getLogger(__name__)

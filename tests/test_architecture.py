@@ -31,6 +31,7 @@ ORDER = [
     "alignment",
     "pseudo_labels",
     "adapter",
+    "stages",
     "reconstruct",
     "export",
     "splat",

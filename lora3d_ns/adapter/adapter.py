@@ -23,14 +23,14 @@ class LoraSettings:
 
     Attributes:
         rank: Rank r of the change of each weight; 16 in LoRA3D.
-        alpha: The change is (alpha / rank) B A. Not published for LoRA3D.
+        alpha: The change is (alpha / rank) B A. Not published for LoRA3D; chosen on validation rooms (BENCHMARKS.md).
         targets: Names of the linear layers that are adapted: the last part of a layer's name, or several with dots
             between them (`attn.proj`). The default is all that makes queries, keys and values: the fused projection
             of every self-attention, and the three of every cross-attention.
     """
 
     rank: int = 16
-    alpha: float = 16.0
+    alpha: float = 64.0
     targets: tuple[str, ...] = ("qkv", "projq", "projk", "projv")
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from lora3d_ns.network.base import PairNetwork
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
-from lora3d_ns.rooms.benchmark import MAIN_DOMAINS, PHOTOS, SCENES_PER_DOMAIN, RoomPhotos, make_scene
+from lora3d_ns.rooms.benchmark_scenes import MAIN_DOMAINS, PHOTOS, SCENES_PER_DOMAIN, RoomPhotos, make_scene
 from lora3d_ns.rooms.bundle_adjustment_peer import bundle_adjusted_cameras
 from lora3d_ns.rooms.calibration_pictures import CalibrationExample, draw_calibration, sparsification_curve
 from lora3d_ns.types import AlignedScene, Cameras, PairPredictions, Views

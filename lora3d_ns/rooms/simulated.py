@@ -17,7 +17,7 @@ from torch import Tensor
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.geometry.camera import points_from_depth
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.cameras import sample_views
 from lora3d_ns.rooms.domains import domain_by_name
 from lora3d_ns.rooms.noisy_map import NoiseSettings, moved, noisy_map, random_for

@@ -10,7 +10,7 @@ from torch import Tensor
 from lora3d_ns.alignment.settings import AlignmentSettings
 from lora3d_ns.evaluation.metrics import absolute_trajectory_error, relative_pose_errors_deg
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.noisy_map import NoiseSettings
 from lora3d_ns.rooms.simulated import SimulatedTruth, exact_predictions, noisy_predictions, photograph_rooms
 from lora3d_ns.types import AlignedScene, PairGraph, PairPrediction, PairPredictions, Views

@@ -16,7 +16,7 @@ from lora3d_ns.alignment.state import AlignmentState, Freedom, freedom, rotation
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.geometry.camera import points_from_depth
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.simulated import photograph_rooms
 from lora3d_ns.types import PairGraph, PairPrediction, PairPredictions, Sim3, Views
 

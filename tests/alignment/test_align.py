@@ -25,7 +25,7 @@ from lora3d_ns.alignment.align import align
 from lora3d_ns.alignment.settings import AlignmentSettings
 from lora3d_ns.errors import DisconnectedViewsError, InvalidDataError, NonFinitePredictionError, SettingsError
 from lora3d_ns.pair_graph import WindowGraph, build_pair_graph, connected_groups, symmetric_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.noisy_map import NoiseSettings
 from lora3d_ns.rooms.simulated import exact_predictions, noisy_predictions
 from lora3d_ns.types import AlignedScene, PairGraph, PairPrediction, PairPredictions, Views

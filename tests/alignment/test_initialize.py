@@ -18,7 +18,7 @@ from lora3d_ns.alignment.state import AlignmentState
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.evaluation.metrics import absolute_trajectory_error, relative_pose_errors_deg
 from lora3d_ns.pair_graph import CompleteGraph, WindowGraph, build_pair_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.simulated import NoiseSettings, exact_predictions, noisy_predictions
 from lora3d_ns.types import Cameras, PairGraph, PairPredictions, Sim3
 

@@ -23,7 +23,7 @@ from lora3d_ns.conventions import PixelAffine, pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.geometry.camera import project
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos, make_scene
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos, make_scene
 from lora3d_ns.types import PairGraph, PairPrediction, PairPredictions, Views
 
 FOCAL_PX = 70.0

@@ -9,23 +9,13 @@ from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
 from lora3d_ns.geometry.camera import project
 from lora3d_ns.images import PhotoSettings, load_views
-from lora3d_ns.network.base import Encoding, PairOutput
+from lora3d_ns.network.configuration import Dust3rConfig
+from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
-from lora3d_ns.rooms import benchmark
-from lora3d_ns.rooms.benchmark import (
-    ARMS,
-    EXTRA_DOMAINS,
-    MAIN_DOMAINS,
-    METRICS,
-    ArmResult,
-    BenchmarkScene,
-    benchmark_markdown,
-    make_scene,
-    measure,
-    run_rooms_benchmark,
-    summarize,
-    truth_for_views,
-)
+from lora3d_ns.rooms import benchmark, benchmark_arms, benchmark_scenes
+from lora3d_ns.rooms.benchmark import METRICS, benchmark_markdown, measure, run_rooms_benchmark, summarize
+from lora3d_ns.rooms.benchmark_arms import ARMS, ArmResult
+from lora3d_ns.rooms.benchmark_scenes import EXTRA_DOMAINS, MAIN_DOMAINS, BenchmarkScene, make_scene, truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
 from lora3d_ns.rooms.pretrain_data import RoomViewSettings
 from lora3d_ns.rooms.validation import VALIDATION_SEED
@@ -56,20 +46,16 @@ def true_predictions(scene: BenchmarkScene, *, noise_m: float = 0.0) -> PairPred
     return PairPredictions(graph=graph, pairs=tuple(pairs))
 
 
-class NoNetwork:
-    """Stands where a network is asked for and none is used."""
-
-    patch_size = 16
-    device = torch.device("cpu")
-
-    def encode(self, images: torch.Tensor) -> Encoding:
-        raise AssertionError(images.shape)
-
-    def decode(self, first: Encoding, second: Encoding) -> PairOutput:
-        raise AssertionError(first, second)
+NO_NETWORK = Dust3r(
+    Dust3rConfig(
+        encoder_width=32, encoder_depth=1, encoder_heads=1, decoder_width=32, decoder_depth=1, decoder_heads=1,
+        head="linear", image_size=32,
+    )
+)  # fmt: skip
+"""Stands where a network is asked for and none is used."""
 
 
-def arm_with_noise(noise_m: float) -> benchmark.Arm:
+def arm_with_noise(noise_m: float) -> benchmark_arms.Arm:
     def arm(_network: object, scene: BenchmarkScene) -> ArmResult:
         return ArmResult(predictions=true_predictions(scene, noise_m=noise_m), cameras=scene.test.cameras)
 
@@ -112,7 +98,7 @@ def test_calibration_and_test_photos_differ_and_are_ten_each() -> None:
 
 
 def test_training_and_validation_use_other_rooms() -> None:
-    first, last = benchmark._FIRST_SEED, benchmark._FIRST_SEED + 1000 * benchmark._SEEDS_PER_OFFSET
+    first, last = benchmark_scenes._FIRST_SEED, benchmark_scenes._FIRST_SEED + 1000 * benchmark_scenes._SEEDS_PER_OFFSET
     for seed in (VALIDATION_SEED, RoomViewSettings().seed):
         assert not first <= seed < last
 
@@ -137,7 +123,7 @@ def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest
         {"pretrained": arm_with_noise(0.1), "better": arm_with_noise(0.04), "gt_finetuned": arm_with_noise(0.02)},
     )
     record = run_rooms_benchmark(
-        NoNetwork(),
+        NO_NETWORK,
         network_name="none",
         image_size=32,
         arms=["pretrained", "better", "gt_finetuned"],
@@ -171,13 +157,13 @@ def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_arm_of_the_design_that_exists_is_named() -> None:
-    assert set(ARMS) == {"pretrained", "robust"}
+    assert set(ARMS) == {"pretrained", "robust", "self_calibrated", "gt_finetuned", "depth_calibrated"}
 
 
 @pytest.mark.parametrize("wrong", [{"arms": ["nonsense"]}, {"arms": []}, {"domains": ["attic"]}, {"scenes": 0}])
 def test_unknown_arms_and_domains_are_refused(wrong: dict) -> None:
     with pytest.raises(SettingsError):
-        run_rooms_benchmark(NoNetwork(), network_name="none", image_size=32, show_progress=False, **wrong)
+        run_rooms_benchmark(NO_NETWORK, network_name="none", image_size=32, show_progress=False, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"index": -1}, {"index": 0, "seed_offset": -1}])

@@ -15,13 +15,13 @@ from lora3d_ns.geometry.camera import points_from_depth, project
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.rooms import benchmark_calibration, bundle_adjustment_peer
-from lora3d_ns.rooms.benchmark import RoomPhotos
 from lora3d_ns.rooms.benchmark_calibration import (
     METRICS,
     CalibrationBenchmarkSettings,
     calibration_markdown,
     run_calibration_benchmark,
 )
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.bundle_adjustment_peer import bundle_adjusted_cameras
 from lora3d_ns.rooms.simulated import NoiseSettings, noisy_predictions, photograph_rooms
 from lora3d_ns.types import Cameras

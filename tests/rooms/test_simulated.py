@@ -12,7 +12,7 @@ from lora3d_ns.evaluation.metrics import rank_correlation
 from lora3d_ns.geometry.camera import focal_from_points, points_from_depth, project
 from lora3d_ns.geometry.similarity import weighted_similarity
 from lora3d_ns.pair_graph import CompleteGraph, WindowGraph, build_pair_graph
-from lora3d_ns.rooms.benchmark import RoomPhotos
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 from lora3d_ns.rooms.cameras import pairwise_overlap
 from lora3d_ns.rooms.simulated import (
     NoiseSettings,

@@ -8,14 +8,17 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import Positional, arg, subcommand
 
+from lora3d_ns.cli_benchmarks import Benchmark
 from lora3d_ns.errors import Lora3dError
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+if TYPE_CHECKING:
+    from lora3d_ns.commands import Source
+    from lora3d_ns.reconstruct import Arm, Calibration, ReconstructSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,281 +43,114 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkInference:
-    """All ordered pairs of some photos: our network against mini-dust3r, same weights, same run."""
+class _FromPhotos:
+    """What `calibrate` and `reconstruct` have in common."""
 
-    photos: int = 6
-    """Number of photos."""
-    size: tuple[int, int] = (512, 384)
-    """Width and height at network resolution."""
-    head: Literal["dpt", "linear"] = "dpt"
-    """Prediction head."""
-    precision: Precision = "auto"
-    """Of our network; the peer runs in float32."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    repeats: int = 1
-    """Runs of each, alternating; the fastest counts."""
-    peer: bool = True
-    """Whether to run mini-dust3r too."""
-    peer_batch_size: int = 1
-    """Pairs at once for the peer; 1 is what DUSt3R's own demo uses."""
+    photos: Annotated[Path, Positional]
+    """Folder of photos; masks beside them are found and respected."""
+    output: Annotated[Path, arg(aliases=["-o"])]
+    """Folder for the result; what `lora3d` left there before is replaced."""
+    network: str = "512_dpt"
+    """Network by name or path: `512_dpt`, `512_linear`, `224_linear` (official), `rooms` (bundled, for rooms only)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs; `auto` takes CUDA where there is one."""
+    known_cameras: Path | None = None
+    """What is known already: a COLMAP model, a transforms.json, or a JSON file of ours with intrinsics or poses."""
+    every: int = 1
+    """Take each n-th photo only (frames of a video)."""
+    at_most: int | None = None
+    """Take this many photos at most, evenly spread."""
+    matches: Literal["auto", "off"] = "auto"
+    """Whether 2D correspondences between the photos correct the cameras."""
+    epochs: int | None = None
+    """Times that every pair is learnt, at most; by default 10."""
+    rounds: int = 1
+    """How often labels are made and learnt; a second round begins from what the first has made better."""
     seed: int = 0
-    """Of weights and images."""
+    """Of everything random."""
+    cache: Path | None = None
+    """Folder for results of stages, so that interrupted work goes on; by default `.lora3d-cache` beside the output."""
     json: Path | None = None
-    """File for the record."""
+    """File for the report."""
 
-    def run(self) -> None:
-        """Runs the benchmark and prints its record."""
-        from lora3d_ns.benchmark_inference import run_inference_benchmark
+    def source(self) -> "Source":
+        """Photos and network."""
+        from lora3d_ns.commands import Source
 
-        _print_record(
-            run_inference_benchmark(
-                photos=self.photos,
-                size=self.size,
-                head=self.head,
-                precision=self.precision,
-                device=self.device,
-                repeats=self.repeats,
-                peer=self.peer,
-                peer_batch_size=self.peer_batch_size,
-                seed=self.seed,
-                json_path=self.json,
-            )
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkMemory:
-    """Peak memory of a complete graph of many photos with the full-size network."""
-
-    photos: int = 40
-    """Number of photos."""
-    size: tuple[int, int] = (512, 384)
-    """Width and height at network resolution."""
-    real_pairs: int = 4
-    """Pairs that the network really decodes; the others get copies of its last answer."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    seed: int = 0
-    """Of weights and images."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the benchmark and prints its record."""
-        from lora3d_ns.benchmark_inference import run_memory_benchmark
-
-        _print_record(
-            run_memory_benchmark(
-                photos=self.photos,
-                size=self.size,
-                real_pairs=self.real_pairs,
-                device=self.device,
-                seed=self.seed,
-                json_path=self.json,
-            )
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkNetwork:
-    """Validation of a network on unseen pairs of each domain of rooms, beside two baselines."""
-
-    network: str = "rooms"
-    """Network by name or path."""
-    domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
-    """Domains of rooms; `clutter` and `moving` are there too."""
-    pairs: int = 200
-    """Unseen pairs of each domain."""
-    seed: int | None = None
-    """Another number gives other rooms of the same kind."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the validation and prints its table."""
-        from lora3d_ns.rooms.benchmark_network import (
-            NetworkBenchmarkSettings,
-            run_network_benchmark,
-            validation_table,
-        )
-
-        settings = NetworkBenchmarkSettings(
-            network=self.network, domains=self.domains, pairs=self.pairs, device=self.device, json_file=self.json
-        )
-        if self.seed is not None:
-            settings = replace(settings, seed=self.seed)
-        print(validation_table(run_network_benchmark(settings)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRooms:
-    """rooms-v1: named arms on 24 fixed scenes, test photos that no calibration sees."""
-
-    network: str = "rooms"
-    """Network by name or path."""
-    arms: tuple[str, ...] = ("pretrained", "robust")
-    """What to compare: `pretrained` aligns by DUSt3R's own objective, `robust` by Eq. 7 with 2D matches."""
-    domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
-    """Domains of rooms; `clutter` and `moving` are extra lists."""
-    scenes: int = 6
-    """Scenes per domain; the fixed list has six."""
-    seed_offset: int = 0
-    """Another number gives other, never used scenes of the same kind."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the benchmark and prints its table."""
-        from lora3d_ns.network.checkpoints import load_network
-        from lora3d_ns.rooms.benchmark import benchmark_markdown, run_rooms_benchmark
-
-        network = load_network(self.network, device=self.device)
-        record = run_rooms_benchmark(
-            network,
-            network_name=self.network,
-            image_size=network.config.image_size,
-            arms=self.arms,
-            domains=self.domains,
-            scenes=self.scenes,
-            seed_offset=self.seed_offset,
-            json_path=self.json,
-        )
-        print(benchmark_markdown(record))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkAlignment:
-    """Multi-view alignment against mini-dust3r's point-cloud optimiser: same predictions, same Eq. 6, same run."""
-
-    case: Literal["full", "bundled"] = "full"
-    """Simulated predictions of 512x384, or the bundled network's own of 64x64."""
-    views: int = 10
-    """Number of photos, complete pair graph."""
-    size: tuple[int, int] | None = None
-    """Width and height; by default that of the case."""
-    iterations: int = 300
-    """Of the peer; ours stops by itself."""
-    peer: bool = True
-    """Whether to run mini-dust3r too."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    seed: int = 0
-    """Of the room and its predictions."""
-    picture: Path | None = None
-    """File for the picture of both objectives over time."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the benchmark and prints its record."""
-        from lora3d_ns.benchmark_alignment import run_alignment_benchmark
-
-        record = run_alignment_benchmark(
-            case=self.case,
-            views=self.views,
-            size=self.size,
-            iterations=self.iterations,
+        return Source(
+            photos=self.photos,
+            network=self.network,
             device=self.device,
-            seed=self.seed,
-            peer=self.peer,
-            json_path=self.json,
-            picture=self.picture,
+            known_cameras=self.known_cameras,
+            every=self.every,
+            at_most=self.at_most,
+            cache=self.cache,
         )
-        _print_record({key: value for key, value in record.items() if not key.endswith("_curve")})
+
+    def settings(self, arm: "Arm") -> "ReconstructSettings":
+        """Settings of all stages."""
+        from lora3d_ns.reconstruct import ReconstructSettings
+
+        settings = ReconstructSettings(arm=arm, rounds=self.rounds)
+        finetune = replace(settings.finetune, seed=self.seed)
+        if self.epochs is not None:
+            finetune = replace(finetune, epochs=self.epochs)
+        return replace(settings, finetune=finetune, alignment=replace(settings.alignment, matches=self.matches))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkCalibration:
-    """What each part of the alignment does on the same predictions: cameras, clouds, weights and label errors."""
+class Calibrate(_FromPhotos):
+    """Photos to a LoRA adapter of the network for this scene, in peft's format. Needs no labels."""
 
-    network: str = "rooms"
-    """Network by name or path."""
-    variants: tuple[
-        Literal["plain", "point_maps", "matches", "bundle_adjustment", "true_intrinsics", "true_cameras"], ...
-    ] = (
-        "plain",
-        "point_maps",
-        "matches",
-        "bundle_adjustment",
-        "true_intrinsics",
-        "true_cameras",
+    keep_refused: bool = False
+    """Write the adapter even if the gate finds that it makes the scene worse."""
+
+    def run(self) -> None:
+        """Does the job and prints what came out."""
+        from lora3d_ns.commands import run_calibrate, write_report
+
+        calibration, report = run_calibrate(
+            self.source(), self.output, self.settings("self_calibrated"), keep_refused=self.keep_refused
+        )
+        _print_calibration(calibration)
+        print(f"Adapter:  {self.output}")
+        if self.json is not None:
+            write_report(report, self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(_FromPhotos):
+    """Photos to cameras and a weighted point cloud: the whole method, or one arm of it."""
+
+    adapter: Path | None = None
+    """Folder of an adapter made before; nothing is learnt then."""
+    arm: Literal["self_calibrated", "robust", "pretrained"] = "self_calibrated"
+    """The whole method; the network as it is with our alignment; the same with DUSt3R's own objective."""
+
+    def run(self) -> None:
+        """Does the job and prints what came out."""
+        from lora3d_ns.commands import run_reconstruct, write_report
+
+        made, report = run_reconstruct(self.source(), self.output, self.settings(self.arm), adapter=self.adapter)
+        if made.calibration is not None:
+            _print_calibration(made.calibration)
+        for warning in made.understood.aligned.diagnosis.warnings:
+            print(f"Warning:  {warning}")
+        print(f"Points:   {len(made.scene.points)}")
+        print(f"Seconds:  {', '.join(f'{stage} {spent:.1f}' for stage, spent in made.seconds.items())}")
+        print(f"Scene:    {self.output}")
+        print(f"Picture:  {self.output / 'scene.png'}")
+        if self.json is not None:
+            write_report(report, self.json)
+
+
+def _print_calibration(calibration: "Calibration") -> None:
+    coverage, gate = calibration.labels.coverage, calibration.gate
+    print(
+        f"Labels:   {float(coverage.mean()):.0%} of the pixels, {float(coverage.min()):.0%} in the least covered photo"
     )
-    """Eq. 6; Eq. 7; Eq. 7 with 2D matches; Eq. 7, then pycolmap's bundle adjustment of the same matches (cameras only);
-    Eq. 7 with true intrinsics; with true cameras."""
-    domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
-    """Domains of rooms; `clutter` and `moving` are extra lists."""
-    scenes: int = 6
-    """Scenes per domain."""
-    seed_offset: int = 0
-    """0 is the fixed list, 500 the rooms on which settings were chosen, others are fresh."""
-    mu: float | None = None
-    """Of Eq. 7 and Eq. 8, as a share of depth; by default the one in the settings."""
-    picture: Path | None = None
-    """File for a picture of confidence, weight and true error."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the benchmark and prints its table."""
-        from lora3d_ns.alignment.settings import AlignmentSettings
-        from lora3d_ns.network.checkpoints import load_network
-        from lora3d_ns.rooms.benchmark_calibration import (
-            CalibrationBenchmarkSettings,
-            calibration_markdown,
-            run_calibration_benchmark,
-        )
-
-        network = load_network(self.network)
-        alignment = AlignmentSettings() if self.mu is None else AlignmentSettings(mu=self.mu)
-        settings = CalibrationBenchmarkSettings(
-            variants=self.variants,
-            domains=self.domains,
-            scenes=self.scenes,
-            seed_offset=self.seed_offset,
-            alignment=alignment,
-            json_file=self.json,
-            picture=self.picture,
-        )
-        print(calibration_markdown(run_calibration_benchmark(network, settings, image_size=network.config.image_size)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRobustness:
-    """Plain against robust alignment of predictions whose every fault is known: warps, floaters, wrong edges."""
-
-    seeds: int = 20
-    """Rooms, each with faults of its own."""
-    views: int = 10
-    """Photos of each."""
-    pose_noise: bool = False
-    """Whether the pairs' relative poses err too (1.5 degrees, 3 % of depth)."""
-    matches: bool = False
-    """Whether to align with 2D matches too."""
-    json: Path | None = None
-    """File for the record."""
-
-    def run(self) -> None:
-        """Runs the benchmark and prints its table."""
-        from lora3d_ns.rooms.benchmark_robustness import (
-            RobustnessSettings,
-            robustness_markdown,
-            run_robustness_benchmark,
-        )
-
-        settings = RobustnessSettings(
-            seeds=self.seeds,
-            views=self.views,
-            pose_noise=self.pose_noise,
-            matches=self.matches,
-            json_file=self.json,
-        )
-        print(robustness_markdown(run_robustness_benchmark(settings)))
+    if gate is not None:
+        print(f"Gate:     {'accepted' if gate.accepted else 'REFUSED: going on without the adapter'}; {gate.reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,27 +210,14 @@ class Pretrain:
             print(f"Weights:  {self.export}")
 
 
-def _print_record(record: dict[str, object]) -> None:
-    width = max(len(key) for key in record)
-    for key, value in record.items():
-        print(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
-
-
 _DESCRIPTION = (
     "Photos without poses in, a self-calibrated 3D scene out. Exit codes: 0 done, 2 not done (one line says why)."
 )
 
-Benchmark = (
-    Annotated[BenchmarkInference, subcommand("inference", prefix_name=False)]
-    | Annotated[BenchmarkMemory, subcommand("memory", prefix_name=False)]
-    | Annotated[BenchmarkAlignment, subcommand("alignment", prefix_name=False)]
-    | Annotated[BenchmarkCalibration, subcommand("calibration", prefix_name=False)]
-    | Annotated[BenchmarkRobustness, subcommand("robustness", prefix_name=False)]
-    | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]
-    | Annotated[BenchmarkRooms, subcommand("rooms", prefix_name=False)]
-)
 Job = (
     Annotated[Demo, subcommand("demo", prefix_name=False)]
+    | Annotated[Calibrate, subcommand("calibrate", prefix_name=False)]
+    | Annotated[Reconstruct, subcommand("reconstruct", prefix_name=False)]
     | Annotated[Pretrain, subcommand("pretrain", prefix_name=False)]
     | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
 )

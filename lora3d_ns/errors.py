@@ -192,6 +192,10 @@ class AdapterBaseError(AdapterError):
     """The adapter was made for another network."""
 
 
+class AdapterRefusedError(AdapterError):
+    """The gate found that the adapter makes pairs it never saw agree worse."""
+
+
 class TooFewLabelsError(Lora3dError):
     """The alignment believes too little of the scene for the network to learn from it."""
 

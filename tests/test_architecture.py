@@ -40,11 +40,14 @@ ORDER = [
     "evaluation",
     "rooms",
     "pictures",
+    "scene_picture",
+    "commands",
     "report",
     "viewer",
     "demo",
     "benchmark_inference",
     "benchmark_alignment",
+    "cli_benchmarks",
     "cli",
 ]
 """Reading order: a module may import what stands above it."""

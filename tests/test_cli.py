@@ -13,6 +13,8 @@ COMMANDS = [
     ["--help"],
     ["demo", "--help"],
     ["pretrain", "--help"],
+    ["calibrate", "--help"],
+    ["reconstruct", "--help"],
     ["benchmark", "inference", "--help"],
     ["benchmark", "memory", "--help"],
     ["benchmark", "network", "--help"],

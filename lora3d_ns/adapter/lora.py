@@ -29,7 +29,7 @@ from lora3d_ns.adapter.adapter import (
     require_same_layers,
     target_layers,
 )
-from lora3d_ns.adapter.lora_files import load_adapter, save_adapter
+from lora3d_ns.adapter.lora_files import load_adapter, require_adapter_folder, save_adapter
 from lora3d_ns.errors import AdapterError, SettingsError
 from lora3d_ns.network.dust3r import Dust3r
 
@@ -41,6 +41,7 @@ __all__ = [
     "base_disabled",
     "load_adapter",
     "merged",
+    "require_adapter_folder",
     "require_base",
     "save_adapter",
     "trainable_parameters",

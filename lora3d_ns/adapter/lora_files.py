@@ -82,13 +82,18 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
         "provenance": dict(adapter.provenance),
     }
     with replace_folder(folder) as temporary:
-        _require_replaceable(folder)
+        require_adapter_folder(folder)
         temporary.joinpath(WEIGHTS_FILE).write_bytes(weights)
         temporary.joinpath(CONFIG_FILE).write_text(_json(_peft_config(adapter)), encoding="utf-8")
         temporary.joinpath(OWN_FILE).write_text(_json(own), encoding="utf-8")
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_adapter_folder(folder: Path) -> None:
+    """Refuses a folder with anything but an adapter of ours in it, since replacing it would delete that.
+
+    Raises:
+        StorageError: It holds other files.
+    """
     if not folder.exists():
         return
     found = {path.name for path in folder.iterdir()}

@@ -1,6 +1,7 @@
 """A finished scene on disk: `scene.safetensors` for programs, and `cameras.json` beside it for people."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from lora3d_ns.atomic_files import replace_folder, settle_folder
@@ -13,6 +14,7 @@ SCENE_FORMAT_VERSION = 1
 
 SCENE_FILE = "scene.safetensors"
 CAMERAS_FILE = "cameras.json"
+PICTURE_FILE = "scene.png"
 
 _CONVENTION = (
     "T_world_camera (4x4) maps camera coordinates to world coordinates; the camera looks along +z, x points right and "
@@ -21,12 +23,13 @@ _CONVENTION = (
 )
 
 
-def save_scene(scene: Scene, folder: Path) -> None:
+def save_scene(scene: Scene, folder: Path, *, draw: Callable[[Path], object] | None = None) -> None:
     """Writes a scene into a folder of its own, as a whole: afterwards the folder holds this scene or what it held.
 
     Args:
         scene: What to write.
         folder: Made if missing; a scene that is there is replaced.
+        draw: Draws the scene into the file that it is given, which will be `scene.png` in the folder.
 
     Raises:
         StorageFullError: The disk is full.
@@ -38,11 +41,12 @@ def save_scene(scene: Scene, folder: Path) -> None:
             f"the scene is of format version {scene.format_version}, not {SCENE_FORMAT_VERSION}",
             way_out="Build it with SCENE_FORMAT_VERSION",
         )
-    settle_folder(folder)
-    _require_own_folder(folder)
+    require_scene_folder(folder)
     with replace_folder(folder) as new:
         write_result(new / SCENE_FILE, scene)
         (new / CAMERAS_FILE).write_text(_cameras_text(scene), encoding="utf-8", errors="replace")
+        if draw is not None:
+            draw(new / PICTURE_FILE)
 
 
 def load_scene(folder: Path) -> Scene:
@@ -65,10 +69,15 @@ def load_scene(folder: Path) -> Scene:
     return scene
 
 
-def _require_own_folder(folder: Path) -> None:
-    """Refuses a folder with anything but a scene in it, since replacing it would delete that."""
+def require_scene_folder(folder: Path) -> None:
+    """Refuses a folder with anything but a scene in it, since replacing it would delete that.
+
+    Raises:
+        StorageError: The folder holds other files, or cannot be read.
+    """
+    settle_folder(folder)
     try:
-        others = sorted({path.name for path in folder.iterdir()} - {SCENE_FILE, CAMERAS_FILE})
+        others = sorted({path.name for path in folder.iterdir()} - {SCENE_FILE, CAMERAS_FILE, PICTURE_FILE})
     except (FileNotFoundError, NotADirectoryError):
         # Nothing to lose; what is wrong with the place shows when it is written.
         return

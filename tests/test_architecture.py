@@ -54,8 +54,13 @@ ORDER = [
 
 ONLY_IMPORTED_IN = {
     "nerfstudio": {"plugin"},
-    "peft": {"adapter"},
-    "mini_dust3r": {"network/official.py", "benchmark_inference.py", "benchmark_alignment.py"},
+    "peft": {"adapter", "benchmark_finetune.py"},
+    "mini_dust3r": {
+        "network/official.py",
+        "benchmark_inference.py",
+        "benchmark_alignment.py",
+        "benchmark_finetune.py",
+    },
     "dust3r": {"network/official.py"},
 }
 

@@ -199,7 +199,8 @@ class _Answering(Dust3r):
         super().__init__(TINY)
         self.points = [label_points(labels, edge) for edge in edges]
 
-    def decode(self, first, second) -> PairOutput:  # noqa: ARG002
+    def decode(self, first, second) -> PairOutput:
+        del first, second
         together = [torch.stack([of_pair[end] for of_pair in self.points]) for end in (0, 1)]
         return PairOutput(
             points_first=together[0],

@@ -47,6 +47,7 @@ ORDER = [
     "demo",
     "benchmark_inference",
     "benchmark_alignment",
+    "benchmark_finetune",
     "cli_benchmarks",
     "cli",
 ]

@@ -45,9 +45,7 @@ def draw_scene(scene: Scene, path: Path, *, title: str) -> None:
     ):
         # What is nearer to the one who looks is drawn last.
         order = torch.argsort(points[:, 3 - x - y], descending=True) if len(points) else torch.arange(0)
-        drawn = axes.scatter(
-            points[order, x], points[order, y], c=values[order.numpy()], s=1.5, linewidths=0, cmap="viridis"
-        )
+        drawn = axes.scatter(points[order, x], points[order, y], c=values[order.numpy()], s=1.5, linewidths=0)
         _draw_cameras(axes, centres[:, [x, y]], forward[:, [x, y]], length)
         axes.set(title=name, aspect="equal", xlim=_margin(low[x], high[x], length), xticks=[], yticks=[])
         axes.set_ylim(*_margin(low[y], high[y], length))

@@ -2,14 +2,15 @@
 
 import json
 import logging
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from lora3d_ns import __version__
-from lora3d_ns.alignment.align import align
-from lora3d_ns.alignment.settings import AlignmentSettings
+from lora3d_ns.adapter.lora import save_adapter
 from lora3d_ns.errors import CheckpointNotFoundError
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.checkpoints import BUNDLED_NETWORK, load_network
@@ -18,10 +19,15 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph, check_connected
 from lora3d_ns.pictures import draw_against_truth, draw_pair_predictions
 from lora3d_ns.predict import PredictionSettings, predict_pairs
+from lora3d_ns.reconstruct import Arm, ReconstructSettings, reconstruct
 from lora3d_ns.rooms.benchmark import measure
 from lora3d_ns.rooms.benchmark_arms import ArmResult
-from lora3d_ns.rooms.benchmark_scenes import truth_for_views
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos, truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
+from lora3d_ns.scene_io.scenes import PICTURE_FILE, save_scene
+from lora3d_ns.scene_io.stage_cache import StageCache
+from lora3d_ns.scene_picture import draw_scene
+from lora3d_ns.types import Views
 
 logger = logging.getLogger(__name__)
 
@@ -41,25 +47,22 @@ UNTRAINED = Dust3rConfig(
 """What the demo runs while no trained network is bundled: the real computation, without knowledge."""
 
 
-DEMO_ARMS = {
-    "pretrained": AlignmentSettings(objective="plain", matches="off"),
-    "robust": AlignmentSettings(),
-}
-"""Alignments that the demo makes of the bundled room, by the name of their arm; the last one's time is reported."""
+DEMO_ARMS: tuple[Arm, ...] = ("pretrained", "robust", "self_calibrated")
+"""What the demo makes of the bundled room, each arm on the photos themselves."""
 
 
 def run_demo(*, output: Path, photos: Path | None = None, network: str | None = None) -> dict:
-    """Photos to pair predictions and a picture of them.
+    """The whole method on the bundled room, against its truth; of other photos, pair predictions and a picture of them.
 
     Args:
-        output: Folder for the photos, the picture and `report.json`.
+        output: Folder for the photos, the scene, the adapter, the pictures and `report.json`.
         photos: Folder of photos; None renders the demo room into `output`.
         network: Name or path of a network; None takes the bundled one and, in versions that bundle none, an untrained
             one, and says so in log, picture and report.
 
     Returns:
         What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`,
-        and for the demo room and a trained network `arms.pretrained` with the benchmark's metrics.
+        and for the demo room and a trained network `arms` with the benchmark's metrics of each, `gate` and `adapter`.
 
     Raises:
         Lora3dError: Photos or network cannot be read; the error says which and why.
@@ -90,24 +93,10 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     shown = [(0, other) for other in range(1, len(views))][:_SHOWN_PAIRS]
     draw_pair_predictions(views, predictions, shown, picture, title=f"{scene}: pair predictions of {label}")
     pictures = [picture]
-    arms = {}
-    if room is not None and trained:
-        truth = truth_for_views(views, room)
-        for arm, settings in DEMO_ARMS.items():
-            begun = time.perf_counter()
-            aligned = align(views, predictions, settings)
-            result = ArmResult(predictions=predictions, cameras=aligned.cameras, aligned=aligned)
-            arms[arm] = measure(result, truth)
-            seconds["align"] = time.perf_counter() - begun
-        pictures.append(output / "against_truth.png")
-        draw_against_truth(
-            views,
-            predictions,
-            {edge: truth.true_points(edge) for edge in shown},
-            pictures[-1],
-            title=f"{scene}: {label} against the truth",
-        )
     seconds["picture"] = time.perf_counter() - stage
+    learnt: dict[str, object] = {}
+    if room is not None and trained:
+        learnt = _arms(output, views, model, truth_for_views(views, room), shown, scene, seconds, pictures)
     seconds["total"] = time.perf_counter() - start
 
     report = {
@@ -119,12 +108,71 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
         "photos": len(views),
         "pairs": len(graph),
         "confidence_median": float(torch.cat([pair.confidence_first.flatten() for _, pair in predictions]).median()),
-        "arms": arms,
+        "arms": {},
+        **learnt,
         "seconds": seconds,
         "pictures": [str(path) for path in pictures],
     }
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _arms(
+    output: Path,
+    views: Views,
+    network: Dust3r,
+    truth: RoomPhotos,
+    shown: Sequence[tuple[int, int]],
+    scene: str,
+    seconds: dict[str, float],
+    pictures: list[Path],
+) -> dict[str, object]:
+    """Every arm on the photos, measured against the truth; scene, adapter and pictures of the last one."""
+    # The arms share their stages; what is kept is in the output.
+    with tempfile.TemporaryDirectory() as folder:
+        by_arm = {
+            arm: reconstruct(
+                views, network, ReconstructSettings(arm=arm), base_name=BUNDLED_NETWORK, cache=StageCache(Path(folder))
+            )
+            for arm in DEMO_ARMS
+        }
+    measured: dict[str, object] = {}
+    for arm, made in by_arm.items():
+        understood = made.understood
+        measured[arm] = measure(
+            ArmResult(predictions=understood.predictions, cameras=understood.aligned.cameras), truth
+        )
+    seconds["align"] = by_arm["robust"].seconds["match"] + by_arm["robust"].seconds["align"]
+    made = by_arm["self_calibrated"]
+    calibration = made.calibration
+    assert calibration is not None
+    assert calibration.gate is not None
+    seconds["calibrate"] = made.seconds["finetune"] + made.seconds["gate"]
+    save_scene(
+        made.scene, output / "scene", draw=lambda path: draw_scene(made.scene, path, title=f"{scene}: self-calibrated")
+    )
+    adapter = calibration.adapter or calibration.refused
+    assert adapter is not None
+    save_adapter(adapter, output / "adapter")
+    before, after = calibration.before.predictions, made.understood.predictions
+    for name, predictions, word in (
+        ("against_truth.png", before, "as trained"),
+        ("against_truth_self_calibrated.png", after, "self-calibrated"),
+    ):
+        pictures.append(output / name)
+        draw_against_truth(
+            views,
+            predictions,
+            {edge: truth.true_points(edge) for edge in shown},
+            pictures[-1],
+            title=f"{scene}: the bundled network, {word}, against the truth",
+        )
+    pictures.append(output / "scene" / PICTURE_FILE)
+    return {
+        "arms": measured,
+        "gate": {"accepted": calibration.gate.accepted, "reason": calibration.gate.reason},
+        "adapter": {"parameters": adapter.parameter_count, "bytes": adapter.nbytes},
+    }
 
 
 def _choose_network(name: str | None) -> tuple[Dust3r, str, bool]:

@@ -86,9 +86,9 @@ def calibrated_maps(
     """
     depths, moving, view_weights = [], [], []
     for view in range(len(counted)):
-        said = everything.block(view)
+        observations, said = counted.block(view), everything.confidence(view)
         result = pass_over_view(
-            counted.block(view),
+            observations,
             state,
             distances[view],
             mu=loss_mu,
@@ -98,19 +98,22 @@ def calibrated_maps(
         assert result.residual is not None
         height, width = len(counted.rows(view)), len(counted.columns(view))
         K_inverse = torch.linalg.inv(state.K(view)).float()
-        rays = K_inverse @ torch.cat([said.pixels.cpu(), torch.ones(1, height * width)])
+        rays = K_inverse @ torch.cat([observations.pixels.cpu(), torch.ones(1, height * width)])
         depths.append((result.distances.cpu() / rays.norm(dim=0)).view(height, width))
-        moving.append(_moving(result.residual, said.confidence, height, width, weight_mu))
-        taking_part = (said.confidence > 0).any(dim=1).sum().clamp(min=1)
-        agreed = calibrated_weight(said.confidence, result.residual, weight_mu).sum(dim=0) / taking_part
+        moving.append(_moving(result.residual, said, height, width, weight_mu))
+        taking_part = (said > 0).any(dim=1).sum().clamp(min=1)
+        agreed = calibrated_weight(said, result.residual, weight_mu).sum(dim=0) / taking_part
         view_weights.append(agreed.view(height, width).cpu())
 
     own = [points_from_depth(depth, state.K(view).float()) for view, depth in enumerate(depths)]
+    T_camera_world = torch.linalg.inv(state.T_world_camera)
     weights: list[tuple[Tensor, Tensor]] = []
     medians: list[Tensor] = []
     for edge, pair in predictions:
         maps = []
-        lengths = pair_residuals(pair, own[edge[0]], _in_first_frame(own[edge[1]], state, edge))
+        i, j = edge
+        T_i_j = (T_camera_world[i] @ state.T_world_camera[j]).float()
+        lengths = pair_residuals(pair, own[i], _moved(own[j], T_i_j))
         heard = []
         for view, length, confidence in zip(
             edge, lengths, (pair.confidence_first, pair.confidence_second), strict=True
@@ -153,10 +156,8 @@ def pair_residuals(
     return distance[:count].view_as(pair.confidence_first), distance[count:].view_as(pair.confidence_second)
 
 
-def _in_first_frame(points: Tensor, state: AlignmentState, edge: tuple[int, int]) -> Tensor:
-    i, j = edge
-    T_i_j = (torch.linalg.inv(state.T_world_camera[i]) @ state.T_world_camera[j]).float()
-    return points @ T_i_j[:3, :3].T + T_i_j[:3, 3]
+def _moved(points: Tensor, T: Tensor) -> Tensor:
+    return points @ T[:3, :3].T + T[:3, 3]
 
 
 def _moving(residual: Tensor, confidence: Tensor, height: int, width: int, mu: float) -> Tensor:

@@ -26,11 +26,12 @@ from lora3d_ns.alignment.state import PER_VIEW, POSE, SIMILARITY, AlignmentState
 
 _NEAREST_SHARE = 1e-3
 """Least distance of a point along its ray, as a share of the usual one: nothing is at or behind the camera."""
-_USUAL_PIXELS = 256
+_USUAL_PIXELS = 64
 """Pixels of a view that say what distance is usual."""
 _CHUNK_NUMBERS = 2**19
 """Floats of one point array handled at once, so that the arrays of a chunk stay in the processor's caches."""
-_TABLE = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+_SLIDE = 4
+"""What moves an observation along its ray: a translation (3) and the growth of the edge."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,7 +116,7 @@ def pass_over_view(
         part = slice(start, start + chunk)
         C, ray = observations.confidence[:, part], rays[:, part]
         z = torch.baddbmm(b[:, :, None], A, observations.points[:, :, part])
-        along = torch.einsum("kip,ip->kp", z, ray)
+        along = _along(z, ray)
         across = z.addcmul_(along[:, None], ray, value=-1.0)
         across_square = across.square().sum(dim=1).add_(smoothing**2)
         if distances is None:
@@ -125,21 +126,23 @@ def pass_over_view(
         else:
             t, iterations = distances[part], inner_iterations
         for _ in range(iterations):
-            length = (across_square + (along - t).square()).sqrt()
+            off = along - t
+            length = torch.addcmul(across_square, off, off).sqrt_()
             omega = calibrated_weight(C, length, mu) / length
             weight = omega.sum(dim=0)
-            t = torch.where(weight > 0, (omega * along).sum(dim=0) / weight.clamp(min=1e-30), t).clamp(min=nearest)
+            best = omega.mul_(along).sum(dim=0) / weight.clamp(min=1e-30)
+            t = torch.where(weight > 0, best, t).clamp(min=nearest)
         off = along - t
-        length = (across_square + off.square()).sqrt()
+        length = torch.addcmul(across_square, off, off).sqrt_()
         w = calibrated_weight(C, length, mu)
         new_distances[part] = t
-        totals.objective += robust_loss(C, length, mu).sum(dtype=torch.float64)
-        totals.influence += (w * length).sum(dtype=torch.float64)
+        totals.objective += robust_loss(C, length, mu).sum(dim=0).sum(dtype=torch.float64)
+        totals.influence += (w * length).sum(dim=0).sum(dtype=torch.float64)
         if residual is not None:
             residual[:, part] = length
         if system_centre is not None:
             e = across.addcmul_(off[:, None], ray)
-            totals.add(w / length, e, length.square() - smoothing**2, ray, t, state.focal_px[view])
+            totals.add(w / length, e, length.square() - smoothing**2, ray, t)
     return ViewPass(
         objective=float(totals.objective),
         influence=float(totals.influence),
@@ -152,12 +155,23 @@ def pass_over_view(
 def _usual_distance(points: Tensor, A: Tensor, b: Tensor, rays: Tensor) -> Tensor:
     """Median distance of a view's observations along their rays, whatever chunks they are handled in."""
     some = slice(None, None, max(1, points.shape[2] // _USUAL_PIXELS))
-    along = torch.einsum("kip,ip->kp", torch.baddbmm(b[:, :, None], A, points[:, :, some]), rays[:, some])
+    along = _along(torch.baddbmm(b[:, :, None], A, points[:, :, some]), rays[:, some])
     return along.abs().median().clamp(min=1e-12)
 
 
+def _along(points: Tensor, rays: Tensor) -> Tensor:
+    """Where points lie along the rays of their pixels, (observations, pixels)."""
+    return (points[:, 0] * rays[0]).addcmul_(points[:, 1], rays[1]).addcmul_(points[:, 2], rays[2])
+
+
 class _Totals:
-    """Sums over the pixels of a view, camera frame."""
+    """Sums over the pixels of a view, camera frame.
+
+    A view's numbers move the point x of a pixel across its ray r by what `P = I - r r^T` leaves of it: a rotation by
+    `[r]x` times the distance t, a translation by P, and the intrinsics by `Z P` times a constant matrix (a larger focal
+    length takes the point away from the optical axis by `-(X, Y, 0) = Z (0, 0, 1) - x`, and P x = 0). So P with the
+    factors 1, Z, Z^2, t^2 and x with the factors 1, Z hold all products of two such moves.
+    """
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.count = count
@@ -165,67 +179,61 @@ class _Totals:
         self.influence = torch.zeros((), dtype=torch.float64, device=device)
         self.moments = torch.zeros(count, 3, 4, dtype=torch.float64, device=device)
         self.squares = torch.zeros(count, dtype=torch.float64, device=device)
-        self.across = torch.zeros(count, PER_VIEW, PER_VIEW, dtype=torch.float64, device=device)
-        self.own = torch.zeros(count, 10, dtype=torch.float64, device=device)
-        self.shared = torch.zeros(10, count, count, dtype=torch.float64, device=device)
+        self.projections = torch.zeros(count, 4, 3, 3, dtype=torch.float64, device=device)
+        self.positions = torch.zeros(count, 2, 3, dtype=torch.float64, device=device)
+        self.own = torch.zeros(count, _SLIDE, _SLIDE, dtype=torch.float64, device=device)
+        self.shared = torch.zeros(count, _SLIDE, count, _SLIDE, dtype=torch.float64, device=device)
 
-    def add(self, omega: Tensor, e: Tensor, square: Tensor, ray: Tensor, t: Tensor, focal_px: Tensor) -> None:
+    def add(self, omega: Tensor, e: Tensor, square: Tensor, ray: Tensor, t: Tensor) -> None:
         """Adds the pixels of a chunk; `square` is |e|^2."""
         count = self.count
-        x = t * ray
-        pull = (omega[:, None] * e).reshape(3 * count, -1)
-        self.moments += (pull @ torch.cat([x, torch.ones_like(t)[None]]).T).view(count, 3, 4).double()
-        self.squares += (omega * square).sum(dim=1, dtype=torch.float64)
+        x, one = t * ray, torch.ones_like(t)
+        pull = (omega[:, None] * e).flatten(0, 1)
+        self.moments += (pull @ torch.cat([x, one[None]]).T).view(count, 3, 4).double()
+        self.squares += (omega * square).sum(dim=1).double()
 
-        moves = _moves(x, focal_px)
-        moves = moves - (moves * ray.T[:, None]).sum(dim=-1, keepdim=True) * ray.T[:, None]
-        table = (moves @ moves.mT).flatten(1)
-        self.across += (omega @ table).view(count, PER_VIEW, PER_VIEW).double()
-
+        projection = torch.eye(3, device=t.device)[:, :, None] - ray[:, None] * ray
+        projections = torch.stack([one, x[2], x[2].square(), t.square()])[:, None, None] * projection
+        positions = torch.stack([x, x[2] * x])
         slide = torch.cat([ray, t[None]])
-        table = torch.stack([slide[a] * slide[b] for a, b in _TABLE])
-        self.own += (omega @ table.T).double()
-        share = omega / omega.sum(dim=0).clamp(min=1e-30)
-        self.shared += torch.matmul(share * table[:, None], omega.T).double()
+        own = slide[:, None] * slide
+        table = torch.cat([projections.flatten(0, 2), positions.flatten(0, 1), own.flatten(0, 1)])
+        sums = (omega @ table.T).double()
+        self.projections += sums[:, :36].view(count, 4, 3, 3)
+        self.positions += sums[:, 36:42].view(count, 2, 3)
+        self.own += sums[:, 42:].view(count, _SLIDE, _SLIDE)
+        share = omega * omega.sum(dim=0).clamp(min=1e-30).rsqrt()
+        share = (share[:, None] * slide).flatten(0, 1)
+        self.shared += (share @ share.T).view(count, _SLIDE, count, _SLIDE).double()
 
     def block(self, observations: ViewObservations, state: AlignmentState, centre: Tensor) -> Block:
         """The equations with the view's `PER_VIEW` numbers first and each edge's `SIMILARITY` after them."""
         count, view = self.count, observations.view
-        moments, squares, across = self.moments.cpu(), self.squares.cpu(), self.across.cpu()
-        own, shared = self.own.cpu(), self.shared.cpu()
+        moments, across = self.moments.cpu(), self._across(state.focal_px[view])
+        # Sum of x cross pull, from the table of sums of pull times x.
+        skew = moments[:, :, :3] - moments[:, :, :3].mT
+        torque = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], dim=1)
+        grow = moments.diagonal(dim1=1, dim2=2).sum(dim=1) + self.squares.cpu()
+        of_edges = torch.cat([torque, moments[:, :, 3], grow[:, None]], dim=1)
+        total = moments.sum(dim=0)
+        of_intrinsics = torch.stack([total[0, 0] + total[1, 1], *(total[:2, 2] / state.focal_px[view])])
+        g = torch.cat([-of_edges[:, :POSE].sum(dim=0), of_intrinsics, of_edges.flatten()])
+
         size = PER_VIEW + count * SIMILARITY
-        H, g = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-
-        pull = moments[:, :, 3]
-        # Components of sum x cross pull, from the table of sums of pull times x.
-        turns = [moments[:, (c + 2) % 3, (c + 1) % 3] - moments[:, (c + 1) % 3, (c + 2) % 3] for c in range(3)]
-        torque = torch.stack(turns, dim=1)
-        grow = moments[:, 0, 0] + moments[:, 1, 1] + moments[:, 2, 2] + squares
-        of_edges = g[PER_VIEW:].view(count, SIMILARITY)
-        of_edges[:, :3], of_edges[:, 3:6], of_edges[:, 6] = torque, pull, grow
-        g[:3], g[3:6] = -torque.sum(dim=0), -pull.sum(dim=0)
-        focal_px = state.focal_px[view]
-        g[POSE] = (moments[:, 0, 0] + moments[:, 1, 1]).sum()
-        g[POSE + 1] = moments[:, 0, 2].sum() / focal_px[0]
-        g[POSE + 2] = moments[:, 1, 2].sum() / focal_px[1]
-
+        H = torch.zeros(size, size, dtype=torch.float64)
         H[:PER_VIEW, :PER_VIEW] = across.sum(dim=0)
         edges = H[PER_VIEW:, PER_VIEW:].view(count, SIMILARITY, count, SIMILARITY)
         with_view = H[PER_VIEW:, :PER_VIEW].view(count, SIMILARITY, PER_VIEW)
         with_view[:, :POSE] = -across[:, :POSE]
         H[:PER_VIEW, PER_VIEW:] = H[PER_VIEW:, :PER_VIEW].T
-        each = torch.arange(count)
-        edges[each, :POSE, each, :POSE] += across[:, :POSE, :POSE]
-        for row, (a, b) in enumerate(_TABLE):
-            for first, second in {(a, b), (b, a)}:
-                edges[:, 3 + first, :, 3 + second] -= shared[row]
-                edges[each, 3 + first, each, 3 + second] += own[:, row]
+        edges[:, 3:, :, 3:] = -self.shared.cpu()
+        of_one = edges.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        of_one[:, :POSE, :POSE] += across[:, :POSE, :POSE]
+        of_one[:, 3:, 3:] += self.own.cpu()
 
         to_camera = _world_to_camera(state, view, centre)
-        pose = to_camera[:POSE, :POSE]
         turned = torch.eye(PER_VIEW, dtype=torch.float64)
-        turned[:POSE, :POSE] = pose
-        change = torch.block_diag(turned, *([to_camera] * count))
+        turned[:POSE, :POSE] = to_camera[:POSE, :POSE]
         first_edge = len(state.T_world_camera) * PER_VIEW
         index = torch.cat(
             [
@@ -233,21 +241,37 @@ class _Totals:
                 (first_edge + observations.edges.cpu()[:, None] * SIMILARITY + torch.arange(SIMILARITY)).flatten(),
             ]
         )
-        return Block(index=index, edges=observations.edges.cpu(), H=change.T @ H @ change, g=change.T @ g)
+        half = _times_change(H, turned, to_camera).T.contiguous()
+        return Block(
+            index=index,
+            edges=observations.edges.cpu(),
+            H=_times_change(half, turned, to_camera),
+            g=_times_change(g[None], turned, to_camera)[0],
+        )
+
+    def _across(self, focal_px: Tensor) -> Tensor:
+        """Per edge the curvature of a view's numbers across the rays, (edges, PER_VIEW, PER_VIEW)."""
+        still, by_z, by_z_square, by_t_square = self.projections.cpu().unbind(dim=1)
+        turn, turn_by_z = cross_matrix(self.positions.cpu()).unbind(dim=1)
+        rotation, translation, intrinsics = slice(3), slice(3, POSE), slice(POSE, PER_VIEW)
+        fx, fy = focal_px.tolist()
+        # Of the intrinsics' moves, by Z P: along z by the focal length, along x and y by the principal point.
+        zoom = torch.tensor([[0.0, -1.0 / fx, 0.0], [0.0, 0.0, -1.0 / fy], [1.0, 0.0, 0.0]], dtype=torch.float64)
+        across = torch.empty(self.count, PER_VIEW, PER_VIEW, dtype=torch.float64)
+        across[:, rotation, rotation] = by_t_square
+        across[:, rotation, translation] = turn
+        across[:, translation, rotation] = turn.mT
+        across[:, translation, translation] = still
+        across[:, :POSE, intrinsics] = torch.cat([turn_by_z, by_z], dim=1) @ zoom
+        across[:, intrinsics, :POSE] = across[:, :POSE, intrinsics].mT
+        across[:, intrinsics, intrinsics] = zoom.T @ by_z_square @ zoom
+        return across
 
 
-def _moves(x: Tensor, focal_px: Tensor) -> Tensor:
-    """How a camera-frame point moves with each of a view's numbers, (pixels, PER_VIEW, 3)."""
-    X, Y, Z = x
-    zero = torch.zeros_like(X)
-    one = torch.ones_like(X)
-    fx, fy = float(focal_px[0]), float(focal_px[1])
-    columns = [
-        (zero, -Z, Y), (Z, zero, -X), (-Y, X, zero),
-        (one, zero, zero), (zero, one, zero), (zero, zero, one),
-        (-X, -Y, zero), (-Z / fx, zero, zero), (zero, -Z / fy, zero),
-    ]  # fmt: skip
-    return torch.stack([torch.stack(column, dim=-1) for column in columns], dim=1)
+def _times_change(rows: Tensor, of_view: Tensor, of_edge: Tensor) -> Tensor:
+    """Rows times the block diagonal matrix of the change of a view's numbers and of each edge's."""
+    edges = rows[:, PER_VIEW:].unflatten(1, (-1, SIMILARITY)) @ of_edge
+    return torch.cat([rows[:, :PER_VIEW] @ of_view, edges.flatten(1)], dim=1)
 
 
 def _world_to_camera(state: AlignmentState, view: int, centre: Tensor) -> Tensor:

@@ -134,35 +134,38 @@ class ObservationGrid:
         height, width = self._shapes[view]
         rows, columns = (slice(axis.start, axis.stop, axis.step) for axis in (self.rows(view), self.columns(view)))
         pixels = pixel_centres(height, width)[rows, columns].reshape(-1, 2).T.contiguous()
-        mask = self._masks[view]
-        counted = None if mask is None else mask[rows, columns].reshape(-1)
         points = torch.empty(self.degree(view), 3, pixels.shape[1])
-        confidence = torch.empty(self.degree(view), pixels.shape[1])
         for row, (edge, role) in enumerate(self._roles[view]):
             pair = self._predictions.pairs[edge]
-            map_, said = (
-                (pair.points_first, pair.confidence_first)
-                if role == 0
-                else (pair.points_second, pair.confidence_second)
-            )
+            map_ = pair.points_first if role == 0 else pair.points_second
             points[row] = map_[rows, columns].reshape(-1, 3).T
-            confidence[row] = said[rows, columns].reshape(-1)
-            if edge in self._settings.dropped:
-                confidence[row] = 0.0
-            elif edge not in self._settings.uncut:
-                confidence[row] = torch.where(confidence[row] >= self._settings.cutoff, confidence[row], 0.0)
-        if counted is not None:
-            confidence *= counted
         block = ViewObservations(
             view=view,
             edges=self.edges_of(view).to(self.device),
             pixels=pixels.to(self.device),
             points=points.to(self.device),
-            confidence=confidence.to(self.device),
+            confidence=self.confidence(view),
         )
         if self._kept is not None:
             self._kept[view] = block
         return block
+
+    def confidence(self, view: int) -> Float32[Tensor, "observations pixels"]:
+        """The confidences of a view's block, without the rest of it."""
+        rows, columns = (slice(axis.start, axis.stop, axis.step) for axis in (self.rows(view), self.columns(view)))
+        confidence = torch.empty(self.degree(view), len(self.rows(view)) * len(self.columns(view)))
+        for row, (edge, role) in enumerate(self._roles[view]):
+            pair = self._predictions.pairs[edge]
+            said = pair.confidence_first if role == 0 else pair.confidence_second
+            confidence[row] = said[rows, columns].reshape(-1)
+            if edge in self._settings.dropped:
+                confidence[row] = 0.0
+            elif self._settings.cutoff > 0 and edge not in self._settings.uncut:
+                confidence[row] = torch.where(confidence[row] >= self._settings.cutoff, confidence[row], 0.0)
+        mask = self._masks[view]
+        if mask is not None:
+            confidence *= mask[rows, columns].reshape(-1)
+        return confidence.to(self.device)
 
 
 def stride_for(views: Views, pixels_per_view: int) -> int:

@@ -13,7 +13,6 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from lora3d_ns.errors import InvalidDataError, NonFinitePredictionError
-from lora3d_ns.geometry.similarity import weighted_similarity
 from lora3d_ns.types import PairPredictions, Sim3, Views
 
 _SAMPLES = 1024
@@ -21,6 +20,7 @@ _SAMPLES = 1024
 _CYCLE_POINTS = 24
 _CONFIDENCE_FLOOR = 1e-6
 _ROBUST_ITERATIONS = 15
+_FLOOR = 1e-30
 _BELIEVED_SHARE = 0.25
 """An edge is judged by the best quarter of the cycles through it: the others may hold a wrong edge themselves."""
 
@@ -125,32 +125,35 @@ def _view_shape(view: int, edges: Sequence[int], views: Views, predictions: Pair
         )
     pixels = _sampled_pixels(views.shapes[view], mask)
     rows, columns = pixels.unbind(dim=1)
-    points = torch.stack([predictions.pairs[edge].points_first[rows, columns].double() for edge in edges])
+    # Component before pixel while computing: sums over a last axis of three are slow.
+    points = torch.stack([predictions.pairs[edge].points_first[rows, columns].T for edge in edges]).double()
     confidence = torch.stack([predictions.pairs[edge].confidence_first[rows, columns].double() for edge in edges])
     weight = confidence + _CONFIDENCE_FLOOR
-    before = points[..., 2] > 0
+    before = points[:, 2] > 0
     if not bool(before.any()):
         raise InvalidDataError(
             f"no point of {views.names[view]} lies before its camera",
             way_out="Leave the photo out, or use a network that was trained for such photos",
         )
-    typical = torch.where(before, points[..., 2], torch.nan).nanmedian(dim=1).values
+    typical = torch.where(before, points[:, 2], torch.nan).nanmedian(dim=1).values
     scale = torch.where(typical > 0, typical, torch.ones_like(typical))
-    fused = (weight[..., None] * points / scale[:, None, None]).sum(dim=0) / weight.sum(dim=0)[:, None]
+    scaled = points / scale[:, None, None]
+    fused = (weight[:, None] * scaled).sum(dim=0) / weight.sum(dim=0)
     for step in range(16):
-        distance = (points / scale[:, None, None] - fused).norm(dim=-1)
-        robust = weight / (distance + 0.02)
-        fused = (robust[..., None] * points / scale[:, None, None]).sum(dim=0) / robust.sum(dim=0)[:, None]
+        robust = weight / ((scaled - fused).square().sum(dim=1).sqrt() + 0.02)
+        fused = (robust[:, None] * scaled).sum(dim=0) / robust.sum(dim=0)
         if step % 4 == 3:
             # The fused map is fitted to the edge's; the other way round an outlier's square would weigh most.
-            dot = (robust * (points * fused).sum(dim=-1)).sum(dim=1)
-            scale = (dot / (robust * fused.square().sum(dim=-1)).sum(dim=1)).clamp(min=1e-9)
+            dot = (robust * (points * fused).sum(dim=1)).sum(dim=1)
+            scale = (dot / (robust * fused.square().sum(dim=0)).sum(dim=1)).clamp(min=1e-9)
+            scaled = points / scale[:, None, None]
+    fused = fused.T
     unit = fused[:, 2][fused[:, 2] > 0].median() if bool((fused[:, 2] > 0).any()) else fused.norm(dim=1).median()
     return ViewShape(
         pixels=pixels,
         points=fused / unit,
         confidence=confidence.mean(dim=0),
-        edge_points=points,
+        edge_points=points.mT.contiguous(),
         edge_confidence=confidence,
         edges=torch.tensor(edges, dtype=torch.int64),
         edge_scale=scale * unit,
@@ -203,22 +206,48 @@ def robust_similarity(
 
     Weighted Procrustes, re-weighted by `1 / (1 + (|e| / median |e|)^2)^2`.
     """
-    similarity = weighted_similarity(source, target, weights)
-    residual = (_broadcast(similarity).apply(source) - target).norm(dim=-1)
+    # Component before point: sums over a last axis of three are slow.
+    x, y = source.mT.contiguous(), target.mT.contiguous()
+    similarity = _weighted_similarity(x, y, weights)
+    residual = _distance(_applied(similarity, x), y)
     for _ in range(_ROBUST_ITERATIONS):
         typical = residual.median(dim=-1, keepdim=True).values.clamp(min=1e-12)
-        similarity = weighted_similarity(source, target, weights / (1.0 + (residual / typical).square()).square())
-        residual = (_broadcast(similarity).apply(source) - target).norm(dim=-1)
+        similarity = _weighted_similarity(x, y, weights / (1.0 + (residual / typical).square()).square())
+        residual = _distance(_applied(similarity, x), y)
     return similarity, residual.median(dim=-1).values
 
 
-def _broadcast(similarity: Sim3) -> Sim3:
-    """The same similarities with an axis for the points."""
-    return Sim3(
-        scale=similarity.scale[..., None],
-        rotation=similarity.rotation[..., None, :, :],
-        translation=similarity.translation[..., None, :],
-    )
+def _weighted_similarity(x: Tensor, y: Tensor, weights: Tensor) -> Sim3:
+    """`geometry.similarity.weighted_similarity` of points (*batch, 3, points) from sums that are matrix products.
+
+    The means are taken out of the sums, not of the points, which costs digits that float64 has to spare.
+    """
+    total = weights.sum(dim=-1).clamp(min=_FLOOR)
+    weighted_x = weights[..., None, :] * x
+    mean_x = weighted_x.sum(dim=-1) / total[..., None]
+    mean_y = (y @ weights[..., None])[..., 0] / total[..., None]
+    covariance = y @ weighted_x.mT / total[..., None, None] - mean_y[..., :, None] * mean_x[..., None, :]
+    mean_square = (weighted_x * x).sum(dim=(-2, -1)) / total
+    # All points in one place have no variance, and the digits lost shall not pass for one.
+    variance = (mean_square - mean_x.square().sum(dim=-1)).clamp(min=1e-12 * mean_square + _FLOOR)
+    U, singular, Vh = torch.linalg.svd(covariance)
+    # A reflection would fit better than any rotation: turn the least certain axis.
+    signs = torch.ones_like(singular)
+    signs[..., 2] = torch.linalg.det(U @ Vh)
+    rotation = U @ (signs[..., None] * Vh)
+    scale = (singular * signs).sum(dim=-1) / variance
+    translation = mean_y - scale[..., None] * (rotation @ mean_x[..., None])[..., 0]
+    return Sim3(scale=scale, rotation=rotation, translation=translation)
+
+
+def _applied(similarity: Sim3, points: Tensor) -> Tensor:
+    """Each similarity applied to points of its own, (*batch, 3, points)."""
+    turned = (similarity.scale[..., None, None] * similarity.rotation) @ points
+    return turned.add_(similarity.translation[..., None])
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).square_().sum(dim=-2).sqrt_()
 
 
 def _disagreement(
@@ -230,20 +259,20 @@ def _disagreement(
     index = torch.full((count, count), -1, dtype=torch.int64)
     index[first, second] = torch.arange(len(edges))
     every = _SAMPLES // _CYCLE_POINTS
-    points = torch.stack([shape.points[::every] for shape in shapes])[second]
-    here = _broadcast(first_from_second).apply(points)
+    points = torch.stack([shape.points[::every].T for shape in shapes])[second]
+    here = _applied(first_from_second, points)
 
     misses = torch.full((len(edges), count + 1), torch.nan, dtype=torch.float64)
     back = index[second, first]
-    there = _broadcast(_select(first_from_second, back).inverse()).apply(points)
-    misses[:, count] = (here - there).norm(dim=-1).median(dim=1).values
+    there = _applied(_select(first_from_second, back).inverse(), points)
+    misses[:, count] = _distance(here, there).median(dim=1).values
     for k in range(count):
         out, on = index[first, k], index[k, second]
         use = (out >= 0) & (on >= 0)
         if bool(use.any()):
             around = _select(first_from_second, out[use]).compose(_select(first_from_second, on[use]))
-            there = _broadcast(around).apply(points[use])
-            misses[use, k] = (here[use] - there).norm(dim=-1).median(dim=1).values
+            there = _applied(around, points[use])
+            misses[use, k] = _distance(here[use], there).median(dim=1).values
     return misses.nanquantile(_BELIEVED_SHARE, dim=1)
 
 

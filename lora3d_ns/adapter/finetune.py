@@ -9,17 +9,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lora3d_ns.adapter.activation_memory import free_bytes, planned_memory
 from lora3d_ns.adapter.finetune_checkpoint import FineTuneState, read_state, write_state
+from lora3d_ns.adapter.finetune_settings import FineTuneSettings
 from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch
-from lora3d_ns.adapter.lora import Adapter, LoraSettings, adapted, adapter_of, trainable_parameters
-from lora3d_ns.errors import FineTuningError, InsufficientMemoryError, SettingsError
+from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, trainable_parameters
+from lora3d_ns.errors import FineTuningError, InsufficientMemoryError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.predict import autocast_of
@@ -32,76 +33,6 @@ logger = logging.getLogger(__name__)
 _BETAS = (0.9, 0.95)
 _SAVE_EVERY_S = 30.0
 _MOST_ROLLBACKS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuneSettings:
-    """How an adapter is trained.
-
-    Attributes:
-        lora: Rank, alpha and layers of the adapter.
-        epochs: Times that every pair is seen, at most.
-        pairs_per_step: Ordered pairs of one step.
-        learning_rate, final_learning_rate: Ends of the cosine.
-        weight_decay: Of AdamW.
-        confidence_alpha: Of Eq. 12.
-        share_encodings: Whether a step keeps both orders of a pair together and encodes each image once.
-        held_out_share: Share of the pairs that are kept back to see when to stop, and for the gate.
-        patience: Epochs without a gain on the pairs held out after which training ends; the best epoch counts.
-        precision: Of matrix products; `auto` is bfloat16 on CUDA and float32 on the CPU.
-        recompute_activations: Whether activations are computed again for the gradient instead of kept; `auto` turns to
-            it when memory runs out.
-        seed: Of the adapter's first matrices, of the order of the pairs and of which are held out.
-        show_progress: Whether to draw a bar.
-    """
-
-    lora: LoraSettings = LoraSettings()  # noqa: RUF009 (frozen)
-    epochs: int = 10
-    pairs_per_step: int = 6
-    learning_rate: float = 3e-3
-    final_learning_rate: float = 1e-5
-    weight_decay: float = 0.01
-    confidence_alpha: float = 0.2
-    share_encodings: bool = True
-    held_out_share: float = 0.1
-    patience: int = 3
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    recompute_activations: Literal["auto", "on", "off"] = "auto"
-    seed: int = 0
-    show_progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.pairs_per_step < 1 or self.patience < 1:
-            raise SettingsError(
-                f"epochs {self.epochs}, pairs_per_step {self.pairs_per_step}, patience {self.patience}",
-                way_out="Use 1 or more of each",
-            )
-        if not 0 < self.final_learning_rate <= self.learning_rate < math.inf:
-            raise SettingsError(
-                f"learning_rate {self.learning_rate}, final_learning_rate {self.final_learning_rate}",
-                way_out="Use positive numbers, the final one not above the first",
-            )
-        if not (0 <= self.weight_decay < 1 and self.confidence_alpha > 0 and 0 <= self.held_out_share <= 0.5):
-            raise SettingsError(
-                f"weight_decay {self.weight_decay}, confidence_alpha {self.confidence_alpha}, "
-                f"held_out_share {self.held_out_share}",
-                way_out="Use a decay of 0 to 1, a positive alpha, and a share of 0 to 0.5",
-            )
-
-    @classmethod
-    def paper(cls, **changes: object) -> "FineTuneSettings":
-        """LoRA3D's recipe: 10 epochs, 2 ordered pairs per step, each encoded by itself, cosine 1e-3 to 1e-5."""
-        published = cls(
-            lora=LoraSettings(rank=16, alpha=16.0),
-            epochs=10,
-            pairs_per_step=2,
-            learning_rate=1e-3,
-            final_learning_rate=1e-5,
-            confidence_alpha=0.2,
-            share_encodings=False,
-            held_out_share=0.0,
-        )
-        return replace(published, **changes)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -217,8 +148,16 @@ class _Run:
         self.network = network
         self.learning = list(learning)
         self.held_out = list(held_out)
-        self.network.recompute_activations = settings.recompute_activations == "on"
-        self.pairs_at_once = settings.pairs_per_step
+        plan = planned_memory(
+            network.config,
+            settings.lora,
+            max(lessons.shapes, key=lambda shape: shape[0] * shape[1]),
+            pairs=settings.pairs_per_step,
+            free=free_bytes(network.device),
+            may_recompute=settings.recompute_activations == "auto",
+        )
+        self.network.recompute_activations = settings.recompute_activations == "on" or plan.recompute_activations
+        self.pairs_at_once = plan.pairs_at_once
         self.parameters = trainable_parameters(network)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=settings.weight_decay

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from lora3d_ns.adapter.activation_memory import MemoryPlan, activation_bytes, planned_memory

@@ -126,8 +126,10 @@ class BenchmarkRooms:
 
     network: str = "rooms"
     """Network by name or path."""
-    arms: tuple[str, ...] = ("pretrained", "robust")
-    """What to compare: `pretrained` aligns by DUSt3R's own objective, `robust` by Eq. 7 with 2D matches."""
+    arms: tuple[str, ...] = ("pretrained", "robust", "self_calibrated", "gt_finetuned")
+    """What to compare: `pretrained` aligns by DUSt3R's own objective, `robust` by Eq. 7 with 2D matches;
+    `self_calibrated` learns an adapter from the calibration photos, `gt_finetuned` from their truth, `depth_calibrated`
+    from their true depth with estimated cameras."""
     domains: tuple[str, ...] = ("nominal", "dark", "sparse", "tele")
     """Domains of rooms; `clutter` and `moving` are extra lists."""
     scenes: int = 6
@@ -287,6 +289,57 @@ class BenchmarkRobustness:
         print(robustness_markdown(run_robustness_benchmark(settings)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFinetune:
+    """Steps of fine-tuning: our default and the paper's recipe against plain peft on mini-dust3r, in one run."""
+
+    photos: int = 10
+    """Number of photos."""
+    size: tuple[int, int] = (512, 384)
+    """Width and height at network resolution."""
+    steps: int = 5
+    """Timed steps of each contender, after one that warms up."""
+    pairs_per_step: int | None = None
+    """Ordered pairs of a step of ours; by default that of the settings."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of all contenders."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    network: Literal["full", "bundled"] = "full"
+    """The official configuration with random weights, or the bundled network."""
+    peer: bool = True
+    """Whether to run mini-dust3r too."""
+    low_memory: bool = False
+    """Compute activations again for the gradient instead of keeping them."""
+    complete: bool = False
+    """Run a whole training of ten epochs too."""
+    seed: int = 0
+    """Of weights, images and labels."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the benchmark and prints its record."""
+        from lora3d_ns.benchmark_finetune import run_finetune_benchmark
+
+        _print_record(
+            run_finetune_benchmark(
+                photos=self.photos,
+                size=self.size,
+                steps=self.steps,
+                pairs_per_step=self.pairs_per_step,
+                precision=self.precision,
+                device=self.device,
+                network=self.network,
+                peer=self.peer,
+                low_memory=self.low_memory,
+                complete=self.complete,
+                seed=self.seed,
+                json_path=self.json,
+            )
+        )
+
+
 def _print_record(record: dict[str, object]) -> None:
     width = max(len(key) for key in record)
     for key, value in record.items():
@@ -297,6 +350,7 @@ Benchmark = (
     Annotated[BenchmarkInference, subcommand("inference", prefix_name=False)]
     | Annotated[BenchmarkMemory, subcommand("memory", prefix_name=False)]
     | Annotated[BenchmarkAlignment, subcommand("alignment", prefix_name=False)]
+    | Annotated[BenchmarkFinetune, subcommand("finetune", prefix_name=False)]
     | Annotated[BenchmarkCalibration, subcommand("calibration", prefix_name=False)]
     | Annotated[BenchmarkRobustness, subcommand("robustness", prefix_name=False)]
     | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]

@@ -17,6 +17,7 @@ COMMANDS = [
     ["reconstruct", "--help"],
     ["benchmark", "inference", "--help"],
     ["benchmark", "memory", "--help"],
+    ["benchmark", "finetune", "--help"],
     ["benchmark", "network", "--help"],
     ["benchmark", "rooms", "--help"],
 ]

@@ -189,7 +189,11 @@ class Stages:
                     self._predicted(adapter, graph, silent=True) for adapter in (used_before, tuned.adapter)
                 )
             )
-            return decide(before, after, self.settings.gate)
+            decision = decide(before, after, self.settings.gate)
+            if tuned.best_epoch == 0:
+                reason = "no epoch brought the pairs held out nearer to their labels"
+                return dataclasses.replace(decision, accepted=False, reason=reason)
+            return decision
 
     # --- keys and times ---------------------------------------------------------------------------
 

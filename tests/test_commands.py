@@ -19,11 +19,11 @@ QUICK = ["--network", "rooms", "--device", "cpu", "--epochs", "2"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four photos of a room as files."""
+    """Five photos of a room as files."""
     folder = tmp_path_factory.mktemp("room") / "photos"
     folder.mkdir()
-    views = make_scene("nominal", 2, size=(64, 64), seed_offset=700).calibration.views
-    for view in range(4):
+    views = make_scene("tele", 1, size=(64, 64), seed_offset=700).calibration.views
+    for view in range(5):
         pixels = (views.images[view].permute(1, 2, 0) * 255.0).round().byte().numpy()
         Image.fromarray(pixels).save(folder / f"{view}.png")
     return folder
@@ -43,9 +43,9 @@ def test_calibrate_leaves_an_adapter_and_a_report(calibrated: Path) -> None:
     report = json.loads((calibrated / "adapter.json").read_text())
     assert report["adapter"] == {"parameters": adapter.parameter_count, "bytes": adapter.nbytes}
     assert report["gate"]["accepted"] is True
-    assert len(report["labels"]["coverage"]) == 4
+    assert len(report["labels"]["coverage"]) == 5
     assert set(report["seconds"]) == {"predict", "match", "align", "finetune", "gate"}
-    assert adapter.provenance["photos"] == 4
+    assert adapter.provenance["photos"] == 5
 
 
 def test_reconstruct_goes_on_from_what_calibrate_left(
@@ -61,11 +61,11 @@ def test_reconstruct_goes_on_from_what_calibrate_left(
     # Predictions, matches and alignment with the adapter are new.
     assert len(after) == len(before) + 3
     scene = load_scene(calibrated / "scene")
-    assert scene.names == ("0.png", "1.png", "2.png", "3.png")
+    assert scene.names == tuple(f"{view}.png" for view in range(5))
     report = json.loads((calibrated / "scene.json").read_text())
     assert report["points"] == len(scene.points)
     assert report["arm"] == "self_calibrated"
-    assert report["adapter"]["provenance"]["photos"] == 4
+    assert report["adapter"]["provenance"]["photos"] == 5
     with Image.open(calibrated / "scene" / "scene.png") as picture:
         assert picture.width > 1000
     said = capsys.readouterr().out

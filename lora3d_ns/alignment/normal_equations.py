@@ -8,8 +8,8 @@ is a sum of squares `1/2 sum omega |e|^2` whose gradient is the true one. Of tho
 - a step moves the observations by `B xi` (a similarity about the camera) and the ray by the view's pose and intrinsics.
   Across the ray these are plain squares. Along it, with the depth eliminated, what remains is the weighted variance of
   the moved `a`, to which the view contributes nothing. B is taken at the pixel's fused point, not at each observation:
-  that changes the curvature a little and the gradient not at all, and lets one 9 x 9 and one 4 x 4 table per pixel
-  serve all observations.
+  that changes the curvature a little and the gradient not at all, and lets a few sums over the pixels (`_Totals`)
+  stand for all products of two moves.
 
 Everything is computed in the camera's frame, in float32 but for the sums, and carried to the world's by one 7 x 7 map.
 """

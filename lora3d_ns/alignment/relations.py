@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from lora3d_ns.errors import InvalidDataError, NonFinitePredictionError
+from lora3d_ns.geometry.similarity import similarity_from_moments
 from lora3d_ns.types import PairPredictions, Sim3, Views
 
 _SAMPLES = 1024
@@ -230,14 +231,7 @@ def _weighted_similarity(x: Tensor, y: Tensor, weights: Tensor) -> Sim3:
     mean_square = (weighted_x * x).sum(dim=(-2, -1)) / total
     # All points in one place have no variance, and the digits lost shall not pass for one.
     variance = (mean_square - mean_x.square().sum(dim=-1)).clamp(min=1e-12 * mean_square + _FLOOR)
-    U, singular, Vh = torch.linalg.svd(covariance)
-    # A reflection would fit better than any rotation: turn the least certain axis.
-    signs = torch.ones_like(singular)
-    signs[..., 2] = torch.linalg.det(U @ Vh)
-    rotation = U @ (signs[..., None] * Vh)
-    scale = (singular * signs).sum(dim=-1) / variance
-    translation = mean_y - scale[..., None] * (rotation @ mean_x[..., None])[..., 0]
-    return Sim3(scale=scale, rotation=rotation, translation=translation)
+    return similarity_from_moments(mean_x, mean_y, covariance, variance)
 
 
 def _applied(similarity: Sim3, points: Tensor) -> Tensor:

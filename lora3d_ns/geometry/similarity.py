@@ -29,16 +29,38 @@ def weighted_similarity(
     share = share / share.sum(dim=-2, keepdim=True).clamp(min=_FLOOR)
     mean_x, mean_y = (share * x).sum(dim=-2), (share * y).sum(dim=-2)
     centred_x, centred_y = x - mean_x[..., None, :], y - mean_y[..., None, :]
-    U, singular, Vh = torch.linalg.svd((share * centred_y).mT @ centred_x)
+    similarity = similarity_from_moments(
+        mean_x, mean_y, (share * centred_y).mT @ centred_x, (share * centred_x.square()).sum(dim=(-2, -1))
+    )
+    dtype = source.dtype
+    return Sim3(
+        scale=similarity.scale.to(dtype),
+        rotation=similarity.rotation.to(dtype),
+        translation=similarity.translation.to(dtype),
+    )
+
+
+def similarity_from_moments(
+    mean_x: Float[Tensor, "*batch 3"],
+    mean_y: Float[Tensor, "*batch 3"],
+    covariance: Float[Tensor, "*batch 3 3"],
+    variance: Float[Tensor, "*batch"],
+) -> Sim3:
+    """The best similarities of weighted points x to y, from their moments (Umeyama, 1991).
+
+    Args:
+        mean_x, mean_y: Weighted means.
+        covariance: Weighted mean of `(y - mean_y) (x - mean_x)^T`.
+        variance: Weighted mean of `|x - mean_x|^2`.
+    """
+    U, singular, Vh = torch.linalg.svd(covariance)
     # A reflection would fit better than any rotation: turn the least certain axis.
     signs = torch.ones_like(singular)
     signs[..., 2] = torch.linalg.det(U @ Vh)
     rotation = U @ (signs[..., None] * Vh)
-    variance = (share * centred_x.square()).sum(dim=(-2, -1))
     scale = (singular * signs).sum(dim=-1) / variance.clamp(min=_FLOOR)
     translation = mean_y - scale[..., None] * (rotation @ mean_x[..., None])[..., 0]
-    dtype = source.dtype
-    return Sim3(scale=scale.to(dtype), rotation=rotation.to(dtype), translation=translation.to(dtype))
+    return Sim3(scale=scale, rotation=rotation, translation=translation)
 
 
 def weighted_scale(

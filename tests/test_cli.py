@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora3d_ns.adapter.lora import load_adapter
 from lora3d_ns.cli import main
+from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.network.configuration import Dust3rConfig
+from lora3d_ns.scene_io.scenes import load_scene
 
 COMMANDS = [
     ["--help"],
@@ -80,7 +83,15 @@ def test_the_demo_leaves_a_picture_and_a_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["photos"] >= 5
     assert report["pairs"] == report["photos"] * (report["photos"] - 1)
-    assert set(report["seconds"]) >= {"predict", "total"}
+    assert set(report["seconds"]) >= {"predict", "align", "calibrate", "total"}
+    assert set(report["arms"]) == {"pretrained", "robust", "self_calibrated"}
+    for measured in report["arms"].values():
+        assert set(measured) >= {"point_error", "ate", "afe_percent", "auc30"}
+    assert report["arms"]["self_calibrated"]["point_error"] < 0.9 * report["arms"]["pretrained"]["point_error"]
+    assert report["gate"]["accepted"] is True
+    adapter = load_adapter(tmp_path / "demo" / "adapter", load_network("rooms"))
+    assert report["adapter"] == {"parameters": adapter.parameter_count, "bytes": adapter.nbytes}
+    assert len(load_scene(tmp_path / "demo" / "scene").names) == report["photos"]
     for picture in report["pictures"]:
         with Image.open(picture) as image:
             assert image.width > 1000

@@ -215,9 +215,13 @@ def _joined(found: list[tuple[Tensor, Tensor]]) -> PairMatches:
 
 
 def _intrinsics(views: Views, maps: Mapping[tuple[int, int], PairPrediction]) -> list[Tensor]:
-    """Intrinsics in network pixels: the median focal length of the point maps of a view in its own camera."""
+    """Intrinsics in network pixels: those that are known, else the median focal length of the view's own point maps."""
     intrinsics = []
     for view, (height, width) in enumerate(views.shapes):
+        known = views.known_K[view]
+        if known is not None:
+            intrinsics.append(views.source_from_network[view].K_network_from_source(known).double())
+            continue
         focals = [
             focal_from_points(pair.points_first, pair.confidence_first + 1e-6)
             for (i, _), pair in maps.items()

@@ -10,10 +10,10 @@ demo: $(READY)
 	$(BIN)/lora3d demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: lint
-	$(BIN)/python -m pytest -m "not gpu and not weights"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not weights"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -32,6 +32,8 @@ needs_peer = pytest.mark.skipif(importlib.util.find_spec("mini_dust3r") is None,
 @pytest.mark.parametrize("config", [LINEAR, DPT], ids=["linear", "dpt"])
 def test_the_record_has_what_is_promised_and_both_minimise_the_same(config: Dust3rConfig, tmp_path: Path) -> None:
     path = tmp_path / "finetune.json"
+    # Whatever it was (the peer's import turns it on, for the first test that needs it), it is so again afterwards.
+    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     record = run_finetune_benchmark(photos=3, size=(64, 48), steps=2, pairs_per_step=4, config=config, json_path=path)
     promised = {"command", "version", "device", "threads", "seed", "photos", "size", "ours_s", "paper_recipe_s"}
     promised |= {"peer_s", "ratio", "peak_mib", "parameters", "adapter_bytes", "pairs_timed", "training_s"}
@@ -48,7 +50,7 @@ def test_the_record_has_what_is_promised_and_both_minimise_the_same(config: Dust
     assert figures["training_s"] == pytest.approx(30 * figures["ours_s"])
     # The same weights, images and labels have the same loss; the worst seen is 1e-7.
     assert figures["loss_difference"] < 1e-5
-    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == allow_tf32
 
 
 def test_without_the_peer_a_whole_training_of_the_bundled_network() -> None:

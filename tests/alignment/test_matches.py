@@ -401,6 +401,30 @@ def test_the_same_bits_twice(room: RoomPhotos) -> None:
     assert torch.equal(runs[0].pairs[0, 1].pixels_second, runs[1].pairs[0, 1].pixels_second)
 
 
+def test_known_intrinsics_judge_the_matches(room: RoomPhotos, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(matches: PairMatches, K: tuple[torch.Tensor, torch.Tensor], threshold_px: float) -> Any:
+        used.append(K)
+        return verify(matches, K, threshold_px)
+
+    monkeypatch.setattr("lora3d_ns.alignment.matches.verify", watched)
+    # The first photo's are known, in pixels of a source twice as large; the second's are not.
+    source = PixelAffine(scale_x=2.0, scale_y=2.0, offset_x_px=0.0, offset_y_px=0.0)
+    known = torch.tensor([[123.0, 0.0, 60.0], [0.0, 123.0, 70.0], [0.0, 0.0, 1.0]])
+    views = replace(
+        room.views.select([0, 1]),
+        known_K=(known, None),
+        source_from_network=(source, room.views.source_from_network[1]),
+    )
+    match_views(views, true_predictions(room, [0, 1]))
+    assert used
+    for first, second in used:
+        torch.testing.assert_close(first, source.K_network_from_source(known).double())
+        # The truth's point maps give the true focal length.
+        assert float(second[0, 0]) == pytest.approx(float(room.cameras.K[1, 0, 0]), rel=1e-3)
+
+
 def test_masked_pixels_are_not_matched(room: RoomPhotos) -> None:
     chosen = [2, 3]
     mask = torch.ones(64, 64, dtype=torch.bool)

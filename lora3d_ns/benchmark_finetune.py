@@ -99,6 +99,8 @@ def run_finetune_benchmark(
             f"{photos} photos, {steps} steps, {pairs_per_step} pairs per step",
             way_out="Use 2 photos or more, 1 step or more and 2 pairs per step or more",
         )
+    if peer and config is None and network == "bundled":
+        raise SettingsError("the peer has no network like the bundled one", way_out="Add --no-peer")
     base = _network(network if config is None else config, seed).to(device).eval()
     views = random_views(photos, size[1], size[0], seed=seed)
     labels = random_labels(views, seed=seed)

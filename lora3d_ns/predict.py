@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 _CPU_BATCH_PIXELS = 512 * 384
@@ -159,6 +162,19 @@ def image_features(encodings: Sequence[Encoding]) -> Float32[Tensor, "views chan
     return torch.cat([encoding.tokens.float().mean(dim=1).cpu() for encoding in encodings])
 
 
+def unless_out_of_memory(run: Callable[[Sequence[_Item]], _Result], batch: Sequence[_Item]) -> _Result | None:
+    """What it returns, or None where memory does not suffice."""
+    try:
+        return run(batch)
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        # PyTorch's CPU allocator has no exception type of its own.
+        if "not enough memory" not in str(error):
+            raise
+        return None
+
+
 def _stack(encodings: Sequence[Encoding], device: torch.device) -> Encoding:
     return Encoding(
         tokens=torch.cat([encoding.tokens.to(device) for encoding in encodings]),
@@ -195,10 +211,6 @@ def _to_host(
         yield PairPrediction(**{name: values[row].to("cpu", dtype, copy=True) for name, values in fields.items()})
 
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
 def _batched(
     run: Callable[[Sequence[_Item]], list[_Result]], items: Sequence[_Item], batch_size: int, what: str
 ) -> Iterator[tuple[Sequence[_Item], list[_Result]]]:
@@ -207,7 +219,7 @@ def _batched(
     while start < len(items):
         batch = items[start : start + batch_size]
         with torch.no_grad():
-            results = _unless_out_of_memory(run, batch)
+            results = unless_out_of_memory(run, batch)
         if results is None:
             if len(batch) == 1:
                 raise InsufficientMemoryError(
@@ -221,18 +233,6 @@ def _batched(
             continue
         yield batch, results
         start += len(batch)
-
-
-def _unless_out_of_memory(run: Callable[[Sequence[_Item]], _Result], batch: Sequence[_Item]) -> _Result | None:
-    try:
-        return run(batch)
-    except torch.OutOfMemoryError:
-        return None
-    except RuntimeError as error:
-        # PyTorch's CPU allocator has no exception type of its own.
-        if "not enough memory" not in str(error):
-            raise
-        return None
 
 
 def _batch_size(settings: PredictionSettings, network: PairNetwork, pixels: int) -> int:

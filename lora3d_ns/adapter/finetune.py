@@ -23,7 +23,7 @@ from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, trainable_param
 from lora3d_ns.errors import FineTuningError, InsufficientMemoryError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
-from lora3d_ns.predict import autocast_of
+from lora3d_ns.predict import autocast_of, unless_out_of_memory
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.scene_io.stage_cache import fingerprint
 from lora3d_ns.types import PairGraph, PseudoLabels, Views
@@ -327,7 +327,7 @@ class _Run:
     def _in_memory(self, work: Callable[[Sequence[Edge]], float], edges: Sequence[Edge]) -> float:
         """What `work` returns, tried with less and less memory."""
         while True:
-            value = _unless_out_of_memory(work, edges)
+            value = unless_out_of_memory(work, edges)
             # The error is gone by now, and with it the activations that its traceback held.
             if value is not None:
                 return value
@@ -349,15 +349,3 @@ class _Run:
             )
         self.pairs_at_once = (self.pairs_at_once + 1) // 2
         logger.warning("out of memory: going on with %d pairs at once", self.pairs_at_once)
-
-
-def _unless_out_of_memory(work: Callable[[Sequence[Edge]], float], edges: Sequence[Edge]) -> float | None:
-    try:
-        return work(edges)
-    except torch.OutOfMemoryError:
-        return None
-    except RuntimeError as error:
-        # PyTorch's CPU allocator has no exception type of its own.
-        if "not enough memory" not in str(error):
-            raise
-        return None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lora3d_ns.alignment.align import align
@@ -35,6 +34,7 @@ from lora3d_ns.network.base import PairNetwork
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
+from lora3d_ns.pseudo_labels import label_points, labels_from_depths
 from lora3d_ns.rooms.benchmark_scenes import MAIN_DOMAINS, PHOTOS, SCENES_PER_DOMAIN, RoomPhotos, make_scene
 from lora3d_ns.rooms.bundle_adjustment_peer import bundle_adjusted_cameras
 from lora3d_ns.rooms.calibration_pictures import CalibrationExample, draw_calibration, sparsification_curve
@@ -113,6 +113,14 @@ def measure_alignment(
         cutoff: Of confidence and weight, for the labels.
     """
     collected: dict[str, list[float | None]] = {metric: [] for metric in METRICS}
+    # Every pixel as a label: which of them count is decided below.
+    labels = labels_from_depths(
+        photos.views,
+        aligned.graph,
+        T_world_camera=aligned.cameras.T_world_camera,
+        K=aligned.cameras.K,
+        depths=aligned.depths,
+    )
     for index, (edge, pair) in enumerate(predictions):
         static = torch.cat([photos.static[view].flatten() for view in edge])
         true = _flat(photos.true_points(edge))[static]
@@ -124,11 +132,11 @@ def measure_alignment(
         collected["ause_weight"].append(sparsification_error(weight, error))
         collected["correlation_confidence"].append(_correlation(confidence, error))
         collected["correlation_weight"].append(_correlation(weight, error))
-        labels = _flat(label_points(aligned, photos.views, edge))[static]
+        labelled = _flat(label_points(labels, edge))[static]
         believed = torch.cat([aligned.view_weights[view].flatten() for view in edge])[static] >= cutoff
         for prefix, chosen in (("", believed), ("common_", confidence >= cutoff)):
             enough = int(chosen.sum()) >= _LEAST_LABELS
-            collected[f"{prefix}label_error"].append(_share_error(labels, true, chosen) if enough else None)
+            collected[f"{prefix}label_error"].append(_share_error(labelled, true, chosen) if enough else None)
             collected[f"{prefix}prediction_error"].append(_share_error(predicted, true, chosen) if enough else None)
         collected["label_share"].append(float(believed.float().mean()))
     measured = {metric: mean_and_median(values)["mean"] for metric, values in collected.items()}
@@ -148,21 +156,6 @@ def measure_cameras(cameras: Cameras, photos: RoomPhotos) -> dict[str, float | N
 
 _LEAST_LABELS = 50
 _CLOUD_POINTS = 6000
-
-
-def label_points(
-    aligned: AlignedScene, views: Views, edge: tuple[int, int]
-) -> tuple[Float[Tensor, "_ _ 3"], Float[Tensor, "_ _ 3"]]:
-    """`T_i^-1 T_v D_v K_v^-1 (u, v, 1)` for both views v of an edge (i, j): the points of LoRA3D's Eq. 9."""
-    T = aligned.cameras.T_world_camera.double()
-    first, second = (
-        points_from_depth(
-            aligned.depths[view], views.source_from_network[view].K_network_from_source(aligned.cameras.K[view])
-        )
-        for view in edge
-    )
-    T_i_j = (torch.linalg.inv(T[edge[0]]) @ T[edge[1]]).float()
-    return first, second @ T_i_j[:3, :3].T + T_i_j[:3, 3]
 
 
 def _flat(maps: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,6 @@ from lora3d_ns.rooms.benchmark_calibration import (
     METRICS,
     CalibrationBenchmarkSettings,
     calibration_markdown,
-    label_points,
     measure_alignment,
     run_calibration_benchmark,
     variant_settings,
@@ -44,11 +43,6 @@ def test_labels_of_exact_predictions_are_the_truth(photos) -> None:
     # The sampled truth is a subset of the pixels, so distances to it are those between neighbouring samples.
     assert measured["accuracy"] is not None
     assert measured["accuracy"] < 0.05
-    first, second = label_points(aligned, photos.views, (1, 2))
-    true_first, true_second = photos.true_points((1, 2))
-    scale = true_first.norm() / first.norm()
-    torch.testing.assert_close(scale * first, true_first, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(scale * second, true_second, rtol=1e-3, atol=1e-3)
 
 
 def test_weights_order_errors_better_than_confidence_and_labels_beat_predictions(photos) -> None:

@@ -11,6 +11,7 @@ from lora3d_ns.alignment.verification import PairMatches
 
 
 def packed_matches(matches: Matches) -> dict[str, object]:
+    """Matches as a mapping of tensors and numbers."""
     return {
         "pairs": {pair: (found.pixels_first, found.pixels_second) for pair, found in matches.pairs.items()},
         "candidates": dict(matches.candidates),
@@ -19,6 +20,7 @@ def packed_matches(matches: Matches) -> dict[str, object]:
 
 
 def unpacked_matches(packed: Mapping[str, Any]) -> Matches:
+    """The matches that were packed."""
     return Matches(
         pairs={
             pair: PairMatches(pixels_first=first, pixels_second=second)
@@ -30,6 +32,7 @@ def unpacked_matches(packed: Mapping[str, Any]) -> Matches:
 
 
 def packed_finetuned(tuned: FineTuned) -> dict[str, object]:
+    """An adapter and how it came about, as a mapping of tensors and plain values."""
     adapter = tuned.adapter
     packed: dict[str, object] = {
         f.name: getattr(tuned, f.name) for f in dataclasses.fields(tuned) if f.name != "adapter"
@@ -44,4 +47,5 @@ def packed_finetuned(tuned: FineTuned) -> dict[str, object]:
 
 
 def unpacked_finetuned(packed: Mapping[str, Any], settings: FineTuneSettings) -> FineTuned:
+    """What was packed; the adapter's settings are not in the file, they are part of its key."""
     return FineTuned(**{**packed, "adapter": Adapter(settings=settings.lora, **packed["adapter"])})

@@ -81,9 +81,8 @@ def confidence_loss(
     return (terms * valid).sum() / valid.sum().clamp_min(1)
 
 
-def label_loss(output: PairOutput, labels: LabelBatch, *, confidence_alpha: float) -> Float[Tensor, ""]:
-    """LoRA3D's Eq. 12 of a batch: `mean_p (C_p l_p - alpha log C_p)` over the labels, both photos counting alike."""
-    errors_first, errors_second = point_errors(
+def _label_errors(output: PairOutput, labels: LabelBatch) -> tuple[Tensor, Tensor]:
+    return point_errors(
         output.points_first,
         output.points_second,
         labels.points_first,
@@ -91,6 +90,11 @@ def label_loss(output: PairOutput, labels: LabelBatch, *, confidence_alpha: floa
         labels.valid_first,
         labels.valid_second,
     )
+
+
+def label_loss(output: PairOutput, labels: LabelBatch, *, confidence_alpha: float) -> Float[Tensor, ""]:
+    """LoRA3D's Eq. 12 of a batch: `mean_p (C_p l_p - alpha log C_p)` over the labels, both photos counting alike."""
+    errors_first, errors_second = _label_errors(output, labels)
     return 0.5 * (
         confidence_loss(errors_first, output.confidence_first, confidence_alpha, labels.valid_first)
         + confidence_loss(errors_second, output.confidence_second, confidence_alpha, labels.valid_second)
@@ -99,14 +103,7 @@ def label_loss(output: PairOutput, labels: LabelBatch, *, confidence_alpha: floa
 
 def mean_label_error(output: PairOutput, labels: LabelBatch) -> Float[Tensor, " pairs"]:
     """Mean normalised distance of each pair's predictions from its labels: the error of Eq. 12 without confidence."""
-    errors_first, errors_second = point_errors(
-        output.points_first,
-        output.points_second,
-        labels.points_first,
-        labels.points_second,
-        labels.valid_first,
-        labels.valid_second,
-    )
+    errors_first, errors_second = _label_errors(output, labels)
     errors = torch.cat([errors_first.flatten(1), errors_second.flatten(1)], dim=1)
     valid = torch.cat([labels.valid_first.flatten(1), labels.valid_second.flatten(1)], dim=1)
     return (errors * valid).sum(dim=1) / valid.sum(dim=1).clamp_min(1)

@@ -18,6 +18,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     with _storage_errors(folder):
         folder = _link_target(folder)
         settle_folder(folder)
-        if folder.exists() and not folder.is_dir():
+        if _is_other_than_folder(folder):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary_sibling(folder)
@@ -203,6 +204,14 @@ def _host() -> str:
 
 def _link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _is_other_than_folder(path: Path) -> bool:
+    # Asked once: between two questions another writer may take the folder away and bring its own.
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _set_aside(folder: Path) -> Path:

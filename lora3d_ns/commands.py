@@ -10,7 +10,7 @@ from lora3d_ns import __version__
 from lora3d_ns.adapter.lora import Adapter, load_adapter, require_adapter_folder, save_adapter
 from lora3d_ns.atomic_files import write_text_atomically
 from lora3d_ns.errors import AdapterRefusedError, SettingsError
-from lora3d_ns.images import PhotoSettings, load_views
+from lora3d_ns.images import PhotoSettings, chosen_photos, load_views
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.reconstruct import Calibration, Reconstruction, ReconstructSettings, reconstruct, self_calibrate
@@ -66,7 +66,7 @@ def run_calibrate(
         Lora3dError: Photos, network or a stage's own errors.
     """
     require_adapter_folder(output)
-    views, network = _opened(source)
+    views, network = open_source(source)
     calibration = self_calibrate(
         views, network, settings, base_name=source.network, cache=StageCache(_cache_folder(source, output))
     )
@@ -103,7 +103,7 @@ def run_reconstruct(
     """
     require_scene_folder(output)
     given = None if adapter is None else load_adapter(adapter)
-    views, network = _opened(source)
+    views, network = open_source(source)
     made = reconstruct(
         views,
         network,
@@ -158,9 +158,30 @@ def write_report(report: dict[str, object], path: Path) -> None:
     write_text_atomically(path, json.dumps(report, indent=1) + "\n")
 
 
-def _opened(source: Source) -> tuple[Views, Dust3r]:
-    """Photos and network: whatever is wrong with either shows before any long work."""
+def photo_settings(source: Source, *, size: int = 512, patch_size: int = 16, at_least: int = 1) -> PhotoSettings:
+    """How a source's photos are read, for a network of this size and patch."""
+    return PhotoSettings(
+        size=size,
+        patch_size=patch_size,
+        known_cameras=source.known_cameras,
+        every=source.every,
+        at_most=source.at_most,
+        at_least=at_least,
+    )
+
+
+def open_source(source: Source, *, at_least: int = 2) -> tuple[Views, Dust3r]:
+    """Photos and network: whatever is wrong with either shows before any long work.
+
+    Raises:
+        SettingsError: There is no such device.
+        PhotoError: The photos are fewer than `at_least`, or one cannot be read.
+        CheckpointError: The network cannot be had.
+    """
     import torch
+
+    # The folder is looked at first: weights may have to be fetched.
+    chosen_photos(source.photos, photo_settings(source, at_least=at_least))
 
     device = source.device
     if device == "auto":
@@ -170,13 +191,7 @@ def _opened(source: Source) -> tuple[Views, Dust3r]:
     network = load_network(source.network, device=device)
     views = load_views(
         source.photos,
-        PhotoSettings(
-            size=network.config.image_size,
-            patch_size=network.patch_size,
-            known_cameras=source.known_cameras,
-            every=source.every,
-            at_most=source.at_most,
-        ),
+        photo_settings(source, size=network.config.image_size, patch_size=network.patch_size, at_least=at_least),
     )
     return views, network
 

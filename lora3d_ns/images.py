@@ -39,7 +39,7 @@ from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos
 from lora3d_ns.photos.masks import MaskFile, MaskMeaning, find_masks, load_mask, network_mask
 from lora3d_ns.types import Views
 
-__all__ = ["PhotoSettings", "load_source_image", "load_views"]
+__all__ = ["PhotoSettings", "SourcePhoto", "chosen_photos", "load_source_image", "load_source_photo", "load_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class PhotoSettings:
         every: Take each n-th photo only, the first among them (frames of a video).
         at_most: Take this many at most, evenly spread, the first and the last among them; applied after `every`.
         max_megapixels: Refuse photos whose header announces more.
+        at_least: Refuse fewer photos.
     """
 
     size: int = 512
@@ -78,6 +79,7 @@ class PhotoSettings:
     every: int = 1
     at_most: int | None = None
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+    at_least: int = 2
 
     def __post_init__(self) -> None:
         _check(self.patch_size >= 1, f"patch_size is {self.patch_size}", "Use 16, as the DUSt3R family does")
@@ -94,6 +96,7 @@ class PhotoSettings:
             f"at_most is {self.at_most}",
             "Use at least 2, or None to take all photos",
         )
+        _check(self.at_least >= 1, f"at_least is {self.at_least}", "Use 1 or more")
         _check(
             math.isfinite(self.max_megapixels) and self.max_megapixels > 0,
             f"max_megapixels is {self.max_megapixels}",
@@ -124,7 +127,7 @@ def load_views(source: Path | Sequence[Path], settings: PhotoSettings = PhotoSet
         KnownCameraError: The file with known cameras is broken or contradicts the photos.
         MissingPackageError: A package for this format is not installed.
     """
-    photos = _subsample(find_photos(source), settings)
+    photos = chosen_photos(source, settings)
     headers = [read_header(photo.path, max_megapixels=settings.max_megapixels) for photo in photos]
     plans = [plan_resize(header.upright_size, settings, path=header.path) for header in headers]
     _require_different_contents(photos)
@@ -164,17 +167,30 @@ def load_views(source: Path | Sequence[Path], settings: PhotoSettings = PhotoSet
     return views
 
 
-def _subsample(photos: tuple[PhotoFile, ...], settings: PhotoSettings) -> tuple[PhotoFile, ...]:
+def chosen_photos(source: Path | Sequence[Path], settings: PhotoSettings) -> tuple[PhotoFile, ...]:
+    """The files that `load_views` takes, none of them opened.
+
+    Raises:
+        PhotoFolderError, NoPhotosError, TooFewPhotosError, DuplicatePhotoError: As `load_views` does.
+    """
+    photos = find_photos(source)
     chosen = photos[:: settings.every]
     if settings.at_most is not None and len(chosen) > settings.at_most:
         last, steps = len(chosen) - 1, settings.at_most - 1
         # Rounded in integers: the first and the last exactly, no index twice.
         chosen = tuple(chosen[(2 * step * last + steps) // (2 * steps)] for step in range(settings.at_most))
-    if len(chosen) < 2:
+    if len(chosen) < settings.at_least:
         photo_count = len(photos)
+        if photo_count >= settings.at_least:
+            raise TooFewPhotosError(
+                f"every={settings.every} leaves {len(chosen)} of {photo_count} photos",
+                way_out="Use a smaller value for every",
+            )
         if photo_count > 1:
             raise TooFewPhotosError(
-                f"every={settings.every} leaves one of {photo_count} photos", way_out="Use a smaller value for every"
+                f"there are {photo_count} photos, and {settings.at_least} are wanted",
+                way_out="Add more",
+                path=source if isinstance(source, Path) else None,
             )
         raise TooFewPhotosError(
             "there is one photo only",
@@ -274,22 +290,46 @@ def resize_to_network(color: Image.Image, plan: ResizePlan) -> Float32[Tensor, "
     return torch.from_numpy(resized.copy()).permute(2, 0, 1).to(torch.float32).contiguous() / 255.0
 
 
-def _load_photo(
-    header: PhotoHeader, mask_file: MaskFile | None, plan: ResizePlan, settings: PhotoSettings
-) -> tuple[Float32[Tensor, "3 height width"], Bool[Tensor, "height width"] | None]:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SourcePhoto:
+    """An upright photo at its own resolution.
+
+    Attributes:
+        color: sRGB, mode RGB.
+        counts: Pixels that count, by mask file and transparency; None where all do.
+    """
+
+    color: Image.Image
+    counts: Bool[np.ndarray, "height width"] | None
+
+
+def load_source_photo(header: PhotoHeader, mask_file: MaskFile | None, settings: PhotoSettings) -> SourcePhoto:
+    """A photo exactly as `load_views` decodes it before resizing.
+
+    Raises:
+        MaskError: Its mask leaves nothing.
+        PhotoError: As `decode_photo` does.
+    """
     decoded = decode_photo(header)
     counts = None if mask_file is None else load_mask(mask_file, header, settings.mask_means)
     if decoded.alpha is not None and settings.alpha_as_mask:
         opaque = np.asarray(decoded.alpha) >= 128
         counts = opaque if counts is None else counts & opaque
-    mask = network_mask(counts, header.upright_size, plan.source_from_network, plan.network_size)
+    return SourcePhoto(color=decoded.color, counts=counts)
+
+
+def _load_photo(
+    header: PhotoHeader, mask_file: MaskFile | None, plan: ResizePlan, settings: PhotoSettings
+) -> tuple[Float32[Tensor, "3 height width"], Bool[Tensor, "height width"] | None]:
+    source = load_source_photo(header, mask_file, settings)
+    mask = network_mask(source.counts, header.upright_size, plan.source_from_network, plan.network_size)
     if not mask.any():
         raise MaskError(
             "its mask and transparency leave no pixel at network resolution",
             way_out="Leave the photo out, or set alpha_as_mask=False or mask_means the other way round",
             path=header.path,
         )
-    return resize_to_network(decoded.color, plan), None if mask.all() else torch.from_numpy(mask)
+    return resize_to_network(source.color, plan), None if mask.all() else torch.from_numpy(mask)
 
 
 def _log_what_was_cropped(views: Views) -> None:

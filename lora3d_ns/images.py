@@ -96,7 +96,11 @@ class PhotoSettings:
             f"at_most is {self.at_most}",
             "Use at least 2, or None to take all photos",
         )
-        _check(self.at_least >= 1, f"at_least is {self.at_least}", "Use 1 or more")
+        _check(
+            1 <= self.at_least <= (self.at_most or self.at_least),
+            f"at_least is {self.at_least}, at_most {self.at_most}",
+            "Use 1 or more, and not more than at_most",
+        )
         _check(
             math.isfinite(self.max_megapixels) and self.max_megapixels > 0,
             f"max_megapixels is {self.max_megapixels}",
@@ -315,7 +319,7 @@ def load_source_photo(header: PhotoHeader, mask_file: MaskFile | None, settings:
     if decoded.alpha is not None and settings.alpha_as_mask:
         opaque = np.asarray(decoded.alpha) >= 128
         counts = opaque if counts is None else counts & opaque
-    return SourcePhoto(color=decoded.color, counts=counts)
+    return SourcePhoto(color=decoded.color, counts=None if counts is None or counts.all() else counts)
 
 
 def _load_photo(

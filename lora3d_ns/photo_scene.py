@@ -12,10 +12,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,14 @@ from lora3d_ns.commands import CACHE_FOLDER, Source, open_source, photo_settings
 from lora3d_ns.errors import DamagedFileError, StorageError, TooFewLabelsError
 from lora3d_ns.images import PhotoSettings, chosen_photos, load_source_photo
 from lora3d_ns.network.dust3r import Dust3r
-from lora3d_ns.photos.files import PhotoFile, PhotoHeader, read_header
+from lora3d_ns.photos.files import (
+    PhotoFile,
+    PhotoHeader,
+    decoder_errors_named,
+    open_file,
+    open_image,
+    read_header,
+)
 from lora3d_ns.photos.masks import find_masks
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.reconstruct import Reconstruction, ReconstructSettings, reconstruct
@@ -46,6 +53,7 @@ PHOTOS_FILE = "photos.json"
 SCENE_SUBFOLDER = "scene"
 _FORMAT_VERSION = 1
 _KEY_DIGITS = 10
+_NAME_LETTERS = 50
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,10 +141,7 @@ def make_photo_scene(
     settle_folder(folder)
     if (folder / PHOTOS_FILE).exists():
         return load_photo_scene(folder, source.photos)
-    if folder.exists() and any(folder.iterdir()):
-        raise StorageError(
-            "the folder holds files that belong to no scene of photos", way_out="Choose a new folder", path=folder
-        )
+    _require_empty(folder)
     settings, split = settings or ReconstructSettings(), split or SplitSettings()
     views, network = open_source(source, at_least=1)
     held_out = held_out_photos(views.names, split)
@@ -150,11 +155,19 @@ def make_photo_scene(
         cameras = made.scene.cameras
         if held_out:
             cameras = registered_cameras(views, held_out, made, network, settings)
-    return save_photo_scene(folder, made.scene, views, cameras, held_out, photos=source.photos)
+    shown = settings.prediction.show_progress
+    return save_photo_scene(folder, made.scene, views, cameras, held_out, photos=source.photos, show_progress=shown)
 
 
 def save_photo_scene(
-    folder: Path, scene: Scene, views: Views, cameras: Cameras, held_out: Sequence[int], *, photos: Path
+    folder: Path,
+    scene: Scene,
+    views: Views,
+    cameras: Cameras,
+    held_out: Sequence[int],
+    *,
+    photos: Path,
+    show_progress: bool = True,
 ) -> PhotoScene:
     """Writes a scene with its photos.
 
@@ -165,6 +178,7 @@ def save_photo_scene(
         cameras: Of all photos, in source pixels.
         held_out: Indices of those held out.
         photos: The folder they came from: files below it are named relative to it.
+        show_progress: Whether to draw a bar.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -175,14 +189,14 @@ def save_photo_scene(
     with replace_folder(folder) as new:
         title = f"{photos.name}: {len(scene.names)} photos, {len(scene.points)} points"
         save_scene(scene, new / SCENE_SUBFOLDER, draw=lambda path: draw_scene(scene, path, title=title))
-        written = _write_pixels(new, files, headers)
+        written = _write_pixels(new, files, headers, show_progress=show_progress)
         entries = []
         for view, file in enumerate(files):
             image, mask = written[view]
             entries.append(
                 {
                     "name": file.name,
-                    "photo": os.path.relpath(file.path.resolve(), photos.resolve()),
+                    "photo": _place(file.path, photos),
                     "image": image,
                     "mask": mask,
                     "size": list(views.source_sizes[view]),
@@ -223,7 +237,7 @@ def load_photo_scene(folder: Path, photos: Path) -> PhotoScene:
         raise StorageError(
             f"there is no scene here ({error.strerror or error})", way_out="Name the folder of a scene", path=folder
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise DamagedFileError(
             f"the file is damaged ({error})", way_out="Remove the folder and make the scene again", path=path
         ) from error
@@ -233,7 +247,14 @@ def load_photo_scene(folder: Path, photos: Path) -> PhotoScene:
                 raise DamagedFileError(
                     f"the photo {file} is no longer there", way_out="Put it back where it was", path=path
                 )
-    return PhotoScene(folder=folder, scene=load_scene(folder / SCENE_SUBFOLDER), photos=loaded)
+    scene = load_scene(folder / SCENE_SUBFOLDER)
+    if scene.names != tuple(photo.name for photo in loaded if not photo.held_out):
+        raise DamagedFileError(
+            "the photos are not those of the scene beside them",
+            way_out="Remove the folder and make the scene again",
+            path=path,
+        )
+    return PhotoScene(folder=folder, scene=scene, photos=loaded)
 
 
 # --- making -------------------------------------------------------------------------------------
@@ -258,7 +279,9 @@ def _single(
     logger.warning("one photo alone: its depth is the network's guess, and new views will not be good far from it")
     alignment = dataclasses.replace(settings.alignment, matches="off")
     settings = dataclasses.replace(settings, arm="robust", alignment=alignment)
-    twin = dataclasses.replace(views.select([0, 0]), names=(views.names[0], f"{views.names[0]} again"))
+    doubled: dict[str, Any] = {field.name: getattr(views, field.name) * 2 for field in dataclasses.fields(views)}
+    doubled["names"] = (views.names[0], f"{views.names[0]} again")
+    twin = Views(**doubled)
     made = reconstruct(twin, network, settings, base_name=base_name, cache=cache)
     scene = made.scene
     cameras = Cameras(
@@ -273,6 +296,7 @@ def _single(
         colors=scene.colors[own],
         point_weights=scene.point_weights[own],
         point_views=scene.point_views[own],
+        provenance={**scene.provenance, "photos": 1},
     )
     return dataclasses.replace(made, scene=alone), cameras
 
@@ -293,12 +317,37 @@ def _say_what_is_held_out(views: Views, held_out: Sequence[int], split: SplitSet
 # --- files ----------------------------------------------------------------------------------------
 
 
+def _require_empty(folder: Path) -> None:
+    try:
+        others = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(
+            f"this is no folder that can be read ({error.strerror or error})",
+            way_out="Choose another one",
+            path=folder,
+        ) from error
+    if others:
+        raise StorageError(
+            f"the folder holds files that belong to no scene of photos (such as {others[0]})",
+            way_out="Choose a new folder",
+            path=folder,
+        )
+
+
 def _content(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _place(path: Path, photos: Path) -> str:
+    """Where a photo lies in its folder; links are not followed, so that a folder of links can be moved as any other."""
+    path, photos = path.absolute(), photos.absolute()
+    return path.relative_to(photos).as_posix() if path.is_relative_to(photos) else str(path)
 
 
 def _file_of(views: Views, view: int) -> Path:
@@ -309,33 +358,31 @@ def _file_of(views: Views, view: int) -> Path:
 
 
 def _write_pixels(
-    folder: Path, files: Sequence[PhotoFile], headers: Sequence[PhotoHeader]
+    folder: Path, files: Sequence[PhotoFile], headers: Sequence[PhotoHeader], *, show_progress: bool
 ) -> list[tuple[str | None, str | None]]:
     """Upright copies and masks, relative to the folder; None for a photo whose own file will do, and for no mask."""
     settings = PhotoSettings()
     masks = find_masks(files, headers, max_megapixels=settings.max_megapixels)
-    images: list[str | None] = []
-    counts: list[np.ndarray | None] = []
-    with progress_bar("Writing photos", len(files)) as advance:
+    written: list[tuple[str | None, str | None]] = []
+    with progress_bar("Writing photos", len(files), shown=show_progress) as advance:
         for number, (file, header, mask) in enumerate(zip(files, headers, masks, strict=True)):
             plain = _is_plain(header)
-            if plain and mask is None:
-                images.append(None)
-                counts.append(None)
-            else:
+            image, counts = None, None
+            if not plain or mask is not None:
                 source = load_source_photo(header, mask, settings)
-                counts.append(source.counts)
-                images.append(None if plain else _write_image(folder, "images", number, file, source.color))
+                if not plain:
+                    image = _write_image(folder, "images", number, file, source.color)
+                if source.counts is not None:
+                    white = Image.fromarray(source.counts.astype(np.uint8) * 255)
+                    counts = _write_image(folder, "masks", number, file, white)
+            written.append((image, counts))
             advance(1)
-    if all(count is None for count in counts):
-        return [(image, None) for image in images]
-    written: list[tuple[str | None, str | None]] = []
-    # nerfstudio wants a mask for every photo, or for none.
-    for number, (file, header, count) in enumerate(zip(files, headers, counts, strict=True)):
-        width, height = header.upright_size
-        values = np.ones((height, width), dtype=bool) if count is None else count
-        mask_image = Image.fromarray(values.astype(np.uint8) * 255)
-        written.append((images[number], _write_image(folder, "masks", number, file, mask_image)))
+    if any(counts is not None for _, counts in written):
+        # nerfstudio wants a mask for every photo, or for none.
+        for number, (file, header, (image, counts)) in enumerate(zip(files, headers, written, strict=True)):
+            if counts is None:
+                white = Image.new("L", header.upright_size, 255)
+                written[number] = (image, _write_image(folder, "masks", number, file, white))
     return written
 
 
@@ -343,13 +390,14 @@ def _is_plain(header: PhotoHeader) -> bool:
     """Whether programs that know nothing of orientation, profiles or transparency read the file as we do."""
     if header.kind not in ("jpeg", "png") or header.orientation != 1 or header.icc_profile is not None:
         return False
-    with Image.open(header.path) as image:
+    # Not through Image.open, which refuses large photos that we take.
+    with open_file(header.path) as file, decoder_errors_named(header.path), open_image(file, header.kind) as image:
         return image.mode in ("RGB", "L") and "transparency" not in image.info
 
 
 def _write_image(folder: Path, kind: str, number: int, file: PhotoFile, image: Image.Image) -> str:
-    # Numbered: two photos may differ in their endings only.
-    name = f"{kind}/{number:04d}_{Path(file.name).stem}.png"
+    # Numbered, as two photos may differ in their endings only; cut, as a name may be as long as the system allows.
+    name = f"{kind}/{number:04d}_{Path(file.name).stem[:_NAME_LETTERS]}.png"
     (folder / name).parent.mkdir(exist_ok=True)
     # The least compression: large photos take seconds each with more.
     image.save(folder / name, compress_level=1)
@@ -363,7 +411,14 @@ def _photo_of(entry: dict, folder: Path, photos: Path) -> ScenePhoto:
         image=(photos / entry["photo"]).resolve() if image is None else (folder / image).resolve(),
         mask=None if mask is None else (folder / mask).resolve(),
         size=(int(entry["size"][0]), int(entry["size"][1])),
-        K=torch.tensor(entry["K"], dtype=torch.float64),
-        T_world_camera=torch.tensor(entry["T_world_camera"], dtype=torch.float64),
+        K=_matrix(entry["K"], 3),
+        T_world_camera=_matrix(entry["T_world_camera"], 4),
         held_out=bool(entry["held_out"]),
     )
+
+
+def _matrix(rows: list[list[float]], size: int) -> Float[Tensor, "size size"]:
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    if matrix.shape != (size, size) or not bool(torch.isfinite(matrix).all()):
+        raise ValueError(f"a camera is no {size}x{size} matrix of numbers")
+    return matrix

@@ -9,7 +9,7 @@ from lora3d_ns.adapter.lora import with_adapter
 from lora3d_ns.alignment.align import align
 from lora3d_ns.errors import DisconnectedViewsError, InvalidDataError
 from lora3d_ns.network.dust3r import Dust3r
-from lora3d_ns.pair_graph import CompleteGraph, RetrievalGraph, build_pair_graph, check_connected
+from lora3d_ns.pair_graph import CompleteGraph, RetrievalGraph, StarGraph, build_pair_graph, check_connected
 from lora3d_ns.predict import encode_views, image_features, predict_pairs
 from lora3d_ns.reconstruct import Reconstruction
 from lora3d_ns.stages.settings import ReconstructSettings
@@ -49,22 +49,34 @@ def registered_cameras(
         raise InvalidDataError("the scene is not that of the other photos", way_out="Reconstruct it from them")
     if made.adapter is not None:
         network = with_adapter(network, made.adapter)
-    graph = _graph(views, held_out, network, settings)
+    graph = _graph(views, kept, held_out, network, settings)
     new = PairGraph(
         view_count=len(views), edges=tuple(edge for edge in graph.edges if edge[0] in held_out or edge[1] in held_out)
     )
     predictions = _joined(made.understood.predictions, kept, predict_pairs(views, new, network, settings.prediction))
-    alignment = dataclasses.replace(settings.alignment, known_poses="fixed")
+    # The scene's unit and principal points hold already what distances and offset say.
+    alignment = dataclasses.replace(
+        settings.alignment, known_poses="fixed", known_distances=(), principal_point_offset_px=(0.0, 0.0)
+    )
     if settings.arm == "pretrained":
         alignment = dataclasses.replace(alignment, objective="plain", matches="off")
-    return align(_with_known_cameras(views, kept, made), predictions, alignment).cameras
+    found = align(_with_known_cameras(views, kept, made), predictions, alignment).cameras
+    # What was held fixed has gone through network pixels and back: the scene's own, to the last bit.
+    K, T_world_camera = found.K.clone(), found.T_world_camera.clone()
+    K[kept], T_world_camera[kept] = made.scene.cameras.K.to(K), made.scene.cameras.T_world_camera.to(T_world_camera)
+    return dataclasses.replace(found, K=K, T_world_camera=T_world_camera)
 
 
-def _graph(views: Views, held_out: Sequence[int], network: Dust3r, settings: ReconstructSettings) -> PairGraph:
+def _graph(
+    views: Views, kept: Sequence[int], held_out: Sequence[int], network: Dust3r, settings: ReconstructSettings
+) -> PairGraph:
     """Pairs of all photos, in which each held-out one meets the scene."""
     kind = settings.graph
-    if len(views) - len(held_out) <= _FULLY_JOINED:
+    if len(kept) <= _FULLY_JOINED:
         kind = CompleteGraph()
+    elif isinstance(kind, StarGraph):
+        # Its number is one among the scene's photos.
+        kind = StarGraph(centre=kept[kind.centre])
     features = None
     if isinstance(kind, RetrievalGraph):
         features = image_features(encode_views(views, network, settings.prediction))

@@ -43,8 +43,8 @@ class SplitSettings:
 def held_out_photos(names: Sequence[str], settings: SplitSettings) -> tuple[int, ...]:
     """Indices of the photos that are held out, ascending; none where there are fewer than three.
 
-    The first photo always remains (it is the world's frame), unless its name says otherwise, and two others never all
-    go: at least two photos remain.
+    The first photo always remains (it is the world's frame), unless its name says otherwise, and at least two photos
+    do.
 
     Raises:
         SettingsError: No name, or all but one, says that its photo is held out.
@@ -58,8 +58,8 @@ def held_out_photos(names: Sequence[str], settings: SplitSettings) -> tuple[int,
         first = min(settings.interval, count) // 2
         return tuple(range(first, count, settings.interval))[: count - 2]
     wanted = min(max(1, count - round(count * settings.fraction)), count - 2)
-    # The middles of so many equal parts: inside, and evenly spread.
-    return tuple((2 * part + 1) * count // (2 * wanted) for part in range(wanted))
+    # The middles of so many equal parts of all but the first, rounded down.
+    return tuple(1 + ((2 * part + 1) * (count - 1) - 1) // (2 * wanted) for part in range(wanted))
 
 
 def _held_out_by_name(names: Sequence[str]) -> tuple[int, ...]:

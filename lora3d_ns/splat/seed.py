@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from torch import Tensor
 
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.types import Cameras, Scene
+
+COARSER_BY = 1.5
+"""A point may take the place of another of pixels finer than its own by this factor at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +20,8 @@ class SeedSettings:
 
     Attributes:
         weight_cutoff: Points below this calibrated weight make none.
-        redundancy: A point is left out where a view that comes before its own sees the same surface: relative
-            difference of depth there. 0 keeps all. Views come in the order of their mean weight.
+        redundancy: A point is left out where a point that stays, of a view that comes before its own, lies on the same
+            surface: relative difference of depth there. 0 keeps all. Views come in the order of their mean weight.
         at_most: Number of Gaussians; the points of the largest weight are taken.
         footprint: Standard deviation of a Gaussian in pixel spacings of its view: sigma = footprint * s z / f with
             the spacing s in source pixels, depth z and focal length f.
@@ -142,11 +145,11 @@ def project(
 def pixel_spacing_px(pixels: Float32[Tensor, "points 2"]) -> float:
     """Source pixels between neighbouring points of one view, which lie on a grid with holes: the median distance to
     the nearest neighbour. 1 where there are fewer than two."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if len(pixels) < 2:
         return 1.0
-    distances, _ = cKDTree(pixels.numpy()).query(pixels.numpy(), k=2)
+    distances, _ = KDTree(pixels.numpy()).query(pixels.numpy(), k=2)
     return max(float(torch.from_numpy(distances[:, 1]).median()), 1e-3)
 
 
@@ -160,10 +163,11 @@ def redundant_points(
     spacings_px: Float32[Tensor, " views"],
     tolerance: float,
 ) -> Tensor:
-    """True for points on a surface that a view with more weight sees too, at least as finely.
+    """True for points on a surface that a view with more weight sees too, about as finely.
 
     A point of view j falls onto a cell of view i's grid, whose own point there has depth d; it is redundant where
-    `|z - d| < tolerance * d`, and where i's pixels are at least as fine there: a close-up keeps its detail.
+    `|z - d| < tolerance * d`, and where i's pixels are not much coarser there: a close-up keeps its detail. A point
+    that is redundant itself makes no other redundant, so that errors do not add up from view to view.
 
     Args:
         points, views, weights: The points, the view each was seen in, and its weight.
@@ -180,7 +184,7 @@ def redundant_points(
     focal = cameras.K[:, [0, 1], [0, 1]].mean(dim=1).float()
     fineness = depths * spacings_px[views] / focal[views]
     redundant = torch.zeros(len(points), dtype=torch.bool)
-    grids: list[tuple[int, Tensor]] = []
+    grids: list[tuple[int, _Grid]] = []
     for view in order:
         own = (views == view).nonzero()[:, 0]
         for other, grid in grids:
@@ -188,32 +192,53 @@ def redundant_points(
             if len(own) == 0:
                 break
             pixel, depth = project(points[own], cameras, other)
-            index = _grid_points(grid, pixel, float(spacings_px[other]), depth > 0)
+            index = _points_under(grid, pixel, depth > 0)
             hit = index >= 0
             d = depths[index.clamp_min(0)]
-            finer = fineness[index.clamp_min(0)] <= 1.5 * fineness[own]
-            redundant[own] |= hit & finer & ((depth - d).abs() < tolerance * d)
-        grids.append(
-            (view, _grid(pixels, (views == view).nonzero()[:, 0], float(spacings_px[view]), cameras.sizes[view]))
-        )
+            fine = fineness[index.clamp_min(0)] <= COARSER_BY * fineness[own]
+            redundant[own] |= hit & fine & ((depth - d).abs() < tolerance * d)
+        own = own[~redundant[own]]
+        if len(own) > 0:
+            grids.append((view, _grid(pixels, own, float(spacings_px[view]))))
     return redundant
 
 
-def _grid(pixels: Tensor, own: Tensor, spacing_px: float, size: tuple[int, int]) -> Int32[Tensor, "rows columns"]:
-    """For each cell of a view the point that lies in it, -1 where none does."""
-    columns, rows = (math.ceil(side / spacing_px) for side in size)
-    grid = torch.full((rows, columns), -1, dtype=torch.int32)
-    cell = (pixels[own] / spacing_px).floor().long()
-    inside = (cell >= 0).all(dim=1) & (cell[:, 0] < columns) & (cell[:, 1] < rows)
-    grid[cell[inside, 1], cell[inside, 0]] = own[inside].int()
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Grid:
+    """The points of one view by cells, whose middles are where network pixels are.
+
+    Attributes:
+        points: For each cell the point that lies in it, -1 where none does.
+        corner_px: The middle of the first cell.
+        spacing_px: Side of a cell.
+    """
+
+    points: Int32[Tensor, "rows columns"]
+    corner_px: Float32[Tensor, "2"]
+    spacing_px: float
+
+    def cells(self, pixels: Float32[Tensor, "points 2"]) -> Int[Tensor, "points 2"]:
+        """Column and row of each pixel."""
+        return ((pixels - self.corner_px) / self.spacing_px).nan_to_num(-1.0).clamp(-1.0, 1e6).round().long()
+
+
+def _grid(pixels: Float32[Tensor, "points 2"], own: Int[Tensor, " own"], spacing_px: float) -> _Grid:
+    corner_px = pixels[own].amin(dim=0)
+    columns, rows = ((pixels[own].amax(dim=0) - corner_px) / spacing_px).round().int().tolist()
+    points = torch.full((rows + 1, columns + 1), -1, dtype=torch.int32)
+    grid = _Grid(points=points, corner_px=corner_px, spacing_px=spacing_px)
+    column, row = grid.cells(pixels[own]).unbind(dim=1)
+    points[row, column] = own.int()
     return grid
 
 
-def _grid_points(grid: Tensor, pixel: Tensor, spacing_px: float, in_front: Tensor) -> Int[Tensor, " points"]:
+def _points_under(
+    grid: _Grid, pixels: Float32[Tensor, "points 2"], in_front: Bool[Tensor, " points"]
+) -> Int[Tensor, " points"]:
     """The point of the grid under each pixel, -1 where there is none."""
-    rows, columns = grid.shape
-    cell = (pixel / spacing_px).floor().nan_to_num(-1.0).clamp(-1, 1e6).long()
-    inside = in_front & (cell >= 0).all(dim=1) & (cell[:, 0] < columns) & (cell[:, 1] < rows)
-    found = torch.full((len(pixel),), -1, dtype=torch.long)
-    found[inside] = grid[cell[inside, 1], cell[inside, 0]].long()
+    rows, columns = grid.points.shape
+    column, row = grid.cells(pixels).unbind(dim=1)
+    inside = in_front & (column >= 0) & (row >= 0) & (column < columns) & (row < rows)
+    found = torch.full((len(pixels),), -1, dtype=torch.long)
+    found[inside] = grid.points[row[inside], column[inside]].long()
     return found

@@ -210,6 +210,40 @@ class Pretrain:
             print(f"Weights:  {self.export}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What is there and what is missing on this machine, each with its fix. Asks nothing of the network.
+
+    Exit code 0: photos to splats can be done here in some way, be it on the CPU; 1: it cannot.
+    """
+
+    output: Path = Path("outputs")
+    """Where results would go."""
+    network: str = "512_dpt"
+    """The network for photos, by name or path."""
+    thorough: bool = False
+    """Also load nerfstudio with all its plugins, which takes as long as an ns-* command takes to start."""
+    json: Path | None = None
+    """File for the findings."""
+
+    def run(self) -> None:
+        """Looks, and prints what was found."""
+        from rich.console import Console
+
+        from lora3d_ns.doctor.examine import examine
+        from lora3d_ns.doctor.findings import as_table
+        from lora3d_ns.doctor.machine import Machine
+
+        findings = examine(Machine(), output=self.output, network=self.network, thorough=self.thorough)
+        Console().print(as_table(findings))
+        if self.json is not None:
+            from lora3d_ns.commands import write_report
+
+            write_report(findings.record(), self.json)
+        if not findings.ready:
+            sys.exit(1)
+
+
 _DESCRIPTION = (
     "Photos without poses in, a self-calibrated 3D scene out. Exit codes: 0 done, 2 not done (one line says why)."
 )
@@ -219,6 +253,7 @@ Job = (
     | Annotated[Calibrate, subcommand("calibrate", prefix_name=False)]
     | Annotated[Reconstruct, subcommand("reconstruct", prefix_name=False)]
     | Annotated[Pretrain, subcommand("pretrain", prefix_name=False)]
+    | Annotated[Doctor, subcommand("doctor", prefix_name=False)]
     | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
 )
 

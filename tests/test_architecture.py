@@ -52,6 +52,7 @@ ORDER = [
     "benchmark_alignment",
     "benchmark_finetune",
     "cli_benchmarks",
+    "doctor",
     "cli",
 ]
 """Reading order: a module may import what stands above it."""

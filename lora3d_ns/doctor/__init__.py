@@ -1,0 +1,1 @@
+"""What is there on this machine, what is missing, and how to mend it."""

@@ -399,8 +399,11 @@ def _write_image(folder: Path, kind: str, number: int, file: PhotoFile, image: I
     # Numbered, as two photos may differ in their endings only; cut, as a name may be as long as the system allows.
     name = f"{kind}/{number:04d}_{Path(file.name).stem[:_NAME_LETTERS]}.png"
     (folder / name).parent.mkdir(exist_ok=True)
+    # Pillow would write what the photo's file said of orientation, profile and transparency into its upright copy.
+    bare = image.copy()
+    bare.info = {}
     # The least compression: large photos take seconds each with more.
-    image.save(folder / name, compress_level=1)
+    bare.save(folder / name, compress_level=1)
     return name
 
 

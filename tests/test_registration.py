@@ -123,8 +123,8 @@ def test_another_lens_has_its_own_and_given_intrinsics_stay(registered: Cameras,
     assert float(cameras.K[5, 0, 0]) == pytest.approx(scene_px, rel=0.03)
     assert torch.equal(cameras.K[list(KEPT)], room.made.scene.cameras.K)
     _, centre_share = errors(cameras, room)
-    # Wrong focal lengths move cameras: measured 0.4 % and 1.3 %.
-    assert max(centre_share[view] for view in HELD_OUT) < 0.03
+    # Wrong focal lengths move cameras: measured 0.6 %.
+    assert max(centre_share[view] for view in HELD_OUT) < 0.015
 
 
 def test_where_photos_of_one_lens_differ_nothing_is_taken_over(room: Room, network: Dust3r) -> None:
@@ -139,7 +139,7 @@ def test_where_photos_of_one_lens_differ_nothing_is_taken_over(room: Room, netwo
     assert torch.equal(cameras.K[list(KEPT)], K)
     for view in HELD_OUT:
         assert float((cameras.K[view, 0, 0] - K[:, 0, 0]).abs().min()) > 1e-4
-        # Measured 0.7 % apart at most.
+        # Measured 0.8 % apart at most.
         assert float(cameras.K[view, 0, 0]) == pytest.approx(float(K[:, 0, 0].mean()), rel=0.03)
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from lora3d_ns.adapter.gate import Consistency, GateDecision
 from lora3d_ns.adapter.lora import load_adapter
 from lora3d_ns.cli import main
-from lora3d_ns.commands import CACHE_FOLDER
+from lora3d_ns.commands import CACHE_FOLDER, Source, open_source, photo_settings
+from lora3d_ns.errors import CheckpointNotFoundError, NotAPhotoError, SettingsError, TooFewPhotosError
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.rooms.benchmark_scenes import make_scene
 from lora3d_ns.scene_io.scenes import load_scene
@@ -97,6 +98,45 @@ def test_what_would_fail_at_the_end_fails_at_the_beginning(
         main(["reconstruct", str(photos), "-o", str(tmp_path / "new"), "--adapter", str(tmp_path / "none"), *QUICK])
     assert stopped.value.code == 2
     assert (taken / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_a_source_is_opened_at_the_networks_resolution(photos: Path) -> None:
+    views, network = open_source(Source(photos=photos, network="rooms", device="cpu", every=2))
+    assert views.names == ("0.png", "2.png", "4.png")
+    assert views.shapes == ((network.config.image_size,) * 2,) * 3
+    assert next(network.parameters()).device.type == "cpu"
+    settings = photo_settings(
+        Source(photos=photos, network="rooms", known_cameras=photos, every=3, at_most=7), size=224, at_least=2
+    )
+    assert (settings.size, settings.patch_size, settings.every, settings.at_most, settings.at_least) == (
+        224,
+        16,
+        3,
+        7,
+        2,
+    )
+    assert settings.known_cameras == photos
+
+
+def test_one_photo_is_a_source_only_where_that_is_enough(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.png").write_bytes((photos / "0.png").read_bytes())
+    source = Source(photos=tmp_path, network="rooms", device="cpu")
+    views, _ = open_source(source, at_least=1)
+    assert views.names == ("one.png",)
+    with monkeypatch.context() as patched:
+        patched.setattr("lora3d_ns.commands.load_network", lambda *_args, **_kwargs: pytest.fail("long work began"))
+        with pytest.raises(TooFewPhotosError, match=r"one\.png"):
+            open_source(source)
+        patched.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(SettingsError, match="no CUDA device"):
+            open_source(Source(photos=photos, network="rooms", device="cuda"))
+    with pytest.raises(CheckpointNotFoundError):
+        open_source(Source(photos=photos, network=str(tmp_path / "absent.safetensors"), device="cpu"))
+    (tmp_path / "two.png").write_bytes(b"no photo")
+    with pytest.raises(NotAPhotoError, match=r"two\.png"):
+        open_source(source)
 
 
 def test_a_refused_adapter_is_not_written_unless_asked_for(

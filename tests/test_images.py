@@ -35,9 +35,17 @@ from lora3d_ns.errors import (
     TooFewPhotosError,
     TruncatedPhotoError,
 )
-from lora3d_ns.images import PhotoSettings, load_source_image, load_views, plan_resize, resize_to_network
+from lora3d_ns.images import (
+    PhotoSettings,
+    chosen_photos,
+    load_source_image,
+    load_source_photo,
+    load_views,
+    plan_resize,
+    resize_to_network,
+)
 from lora3d_ns.photos.files import read_header
-from lora3d_ns.photos.masks import network_mask
+from lora3d_ns.photos.masks import find_masks, network_mask
 
 SMALL = PhotoSettings(size=64, patch_size=8)
 
@@ -404,6 +412,41 @@ def test_mask_of_a_turned_photo(tmp_path: Path, turned_with_photo: bool) -> None
     assert not mask[:, 32:].any()
 
 
+def test_source_photos_say_which_pixels_count(tmp_path: Path) -> None:
+    """At their own resolution; None where all do, whoever says so."""
+    with_alpha("RGBA").save(tmp_path / "alpha.png")
+    quarters().convert("RGBA").save(tmp_path / "opaque.png")
+    quarters().save(tmp_path / "plain.png")
+    noise(1).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif_bytes(6))
+    noise(2).save(tmp_path / "white.png")
+    (tmp_path / "masks").mkdir()
+    half_mask().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "masks" / "turned.png")
+    Image.new("L", (96, 64), 255).save(tmp_path / "masks" / "white.png")
+    files = chosen_photos(tmp_path, SMALL)
+    headers = [read_header(file.path) for file in files]
+    masks = find_masks(files, headers, max_megapixels=400.0)
+    left = np.zeros((64, 96), dtype=bool)
+    left[:, :48] = True
+    expected = {"alpha.png": ~left, "opaque.png": None, "plain.png": None, "turned.png": left, "white.png": None}
+    for file, header, mask in zip(files, headers, masks, strict=True):
+        source = load_source_photo(header, mask, SMALL)
+        assert source.color.mode == "RGB"
+        assert np.array_equal(np.asarray(source.color), load_source_image(file.path)), file.name
+        wanted = expected[file.name]
+        if wanted is None:
+            assert source.counts is None, file.name
+        else:
+            assert source.counts is not None
+            assert np.array_equal(source.counts, wanted), file.name
+    turned = [file.name for file in files].index("turned.png")
+    ignoring = load_source_photo(headers[turned], masks[turned], PhotoSettings(mask_means="ignore"))
+    assert ignoring.counts is not None
+    assert np.array_equal(ignoring.counts, ~left)
+    deaf = load_source_photo(headers[0], masks[0], PhotoSettings(alpha_as_mask=False))
+    assert files[0].name == "alpha.png"
+    assert deaf.counts is None
+
+
 def test_wrong_masks_are_named(tmp_path: Path) -> None:
     write_two_photos(tmp_path)
     mask = tmp_path / "masks" / "IMG_1.png"
@@ -707,6 +750,39 @@ def test_every_photo_may_be_left_out_but_two(tmp_path: Path) -> None:
         load_views(tmp_path, PhotoSettings(every=2))
 
 
+def test_as_few_photos_as_are_asked_for(tmp_path: Path) -> None:
+    quarters().save(tmp_path / "IMG_1.png")
+    alone = load_views(tmp_path, PhotoSettings(size=64, patch_size=8, at_least=1))
+    assert alone.names == ("IMG_1.png",)
+    with pytest.raises(TooFewPhotosError, match=r"IMG_1\.png.*one photo only"):
+        load_views(tmp_path, SMALL)
+    noise(1).save(tmp_path / "IMG_2.png")
+    assert len(load_views(tmp_path, SMALL)) == 2
+    with pytest.raises(TooFewPhotosError, match="there are 2 photos, and 3 are wanted") as raised:
+        load_views(tmp_path, PhotoSettings(at_least=3))
+    assert raised.value.path == tmp_path
+    with pytest.raises(TooFewPhotosError, match="there are 2 photos, and 3 are wanted"):
+        load_views([tmp_path / "IMG_1.png", tmp_path / "IMG_2.png"], PhotoSettings(at_least=3))
+    noise(2).save(tmp_path / "IMG_3.png")
+    with pytest.raises(TooFewPhotosError, match="every=2 leaves 2 of 3"):
+        load_views(tmp_path, PhotoSettings(at_least=3, every=2))
+    assert len(load_views(tmp_path, PhotoSettings(size=64, patch_size=8, at_least=1, every=3))) == 1
+
+
+def test_photos_are_chosen_without_a_look_at_them(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"IMG_{number}.jpg").write_bytes(b"no photo at all")
+    chosen = chosen_photos(tmp_path, PhotoSettings(every=2, at_most=3))
+    assert [photo.name for photo in chosen] == ["IMG_0.jpg", "IMG_4.jpg", "IMG_6.jpg"]
+    assert [photo.path for photo in chosen] == [tmp_path / photo.name for photo in chosen]
+    with pytest.raises(NotAPhotoError):
+        load_views(tmp_path, PhotoSettings(every=2, at_most=3))
+    with pytest.raises(TooFewPhotosError):
+        chosen_photos(tmp_path, PhotoSettings(every=7))
+    with pytest.raises(NoPhotosError):
+        chosen_photos([], PhotoSettings(at_least=1))
+
+
 def test_loading_twice_gives_the_same(tmp_path: Path) -> None:
     for index in range(8):
         noise(index, 90 + index, 64).save(tmp_path / f"{index}.png")
@@ -873,6 +949,8 @@ def test_headers_are_checked_before_anything_is_decoded(tmp_path: Path, monkeypa
         {"mask_means": "white"},
         {"every": 0},
         {"at_most": 1},
+        {"at_least": 0},
+        {"at_least": 3, "at_most": 2},
         {"max_megapixels": 0.0},
         {"max_megapixels": float("nan")},
     ],

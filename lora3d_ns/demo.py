@@ -2,6 +2,9 @@
 
 import json
 import logging
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ import torch
 
 from lora3d_ns import __version__
 from lora3d_ns.adapter.lora import save_adapter
-from lora3d_ns.errors import CheckpointNotFoundError
+from lora3d_ns.errors import CheckpointNotFoundError, SplatTrainingError
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.checkpoints import BUNDLED_NETWORK, load_network
 from lora3d_ns.network.configuration import Dust3rConfig
@@ -62,10 +65,12 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
 
     Returns:
         What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`,
-        and for the demo room and a trained network `arms` with the benchmark's metrics of each, `gate` and `adapter`.
+        and for the demo room and a trained network `arms` with the benchmark's metrics of each, `gate`, `adapter` and
+        `splat`.
 
     Raises:
         Lora3dError: Photos or network cannot be read; the error says which and why.
+        SplatTrainingError: One of nerfstudio's commands failed.
     """
     start = time.perf_counter()
     seconds: dict[str, float] = {}
@@ -97,6 +102,9 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     learnt: dict[str, object] = {}
     if room is not None and trained:
         learnt = _arms(output, views, model, truth_for_views(views, room), shown, scene, seconds, pictures)
+        stage = time.perf_counter()
+        learnt["splat"] = _splats(output, photos, pictures)
+        seconds["splat"] = time.perf_counter() - stage
     seconds["total"] = time.perf_counter() - start
 
     report = {
@@ -173,6 +181,47 @@ def _arms(
         "gate": {"accepted": calibration.gate.accepted, "reason": calibration.gate.reason},
         "adapter": {"parameters": adapter.parameter_count, "bytes": adapter.nbytes},
     }
+
+
+def _splats(output: Path, photos: Path, pictures: list[Path]) -> dict[str, object]:
+    """Gaussian splats of the photos and their evaluation, by the very commands that a user types."""
+    folder = output / "splats"
+    options = ["--data", str(photos), "--output-dir", str(folder), "--vis", "tensorboard"]
+    run_nerfstudio(["ns-train", "lora3d-splat", *options, "lora3d", "--network", BUNDLED_NETWORK])
+    # Runs are named by their time.
+    config = max((folder / photos.stem / "lora3d-splat").glob("*/config.yml"))
+    metrics_file, renders = output / "eval.json", output / "renders"
+    run_nerfstudio(
+        ["ns-eval", "--load-config", str(config), "--output-path", str(metrics_file)]
+        + ["--render-output-path", str(renders)]
+    )
+    evaluated = json.loads(metrics_file.read_text())
+    metrics = evaluated["results"]
+    held_out = sorted(renders.glob("*.png"))
+    pictures += held_out
+    return {
+        "iterations": int(Path(evaluated["checkpoint"]).stem.removeprefix("step-")) + 1,
+        "gaussians": round(metrics["gaussians"]),
+        "held_out_views": len(held_out) if metrics["held_out"] > 0 else 0,
+        "config": str(config),
+        **{name: value for name, value in metrics.items() if name.startswith(("psnr", "ssim", "lpips"))},
+    }
+
+
+def run_nerfstudio(command: Sequence[str]) -> None:
+    """Runs one of nerfstudio's commands from this environment, its output going where ours goes.
+
+    Raises:
+        SplatTrainingError: It failed.
+    """
+    program = Path(sys.executable).with_name(command[0])
+    logger.info("$ %s", shlex.join(command))
+    code = subprocess.run([str(program), *command[1:]], check=False).returncode
+    if code != 0:
+        raise SplatTrainingError(
+            f"{command[0]} ended with code {code}",
+            way_out=f"Its own words stand above; to go on, run it again: {shlex.join(command)}",
+        )
 
 
 def _choose_network(name: str | None) -> tuple[Dust3r, str, bool]:

@@ -202,3 +202,14 @@ class TooFewLabelsError(Lora3dError):
 
 class FineTuningError(Lora3dError):
     """Fine-tuning diverged, however small its steps."""
+
+
+# --- splats -----------------------------------------------------------------------------------------
+
+
+class SplatTrainingError(Lora3dError):
+    """One of nerfstudio's commands, run by us, failed."""
+
+
+class RasterizerError(Lora3dError, RuntimeError):
+    """Gaussians cannot be rasterized on the device that was asked for."""

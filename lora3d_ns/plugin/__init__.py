@@ -4,5 +4,5 @@ nerfstudio loads the entry points of every installed package outside any `try`, 
 module imports, all ns-* commands pay for, and an ImportError in it breaks them all. Modules named by entry points
 therefore import nothing of ours but light settings; everything else is imported when the method runs. The entry-point
 name of the dataparser and the method's `method_name` are kept equal to the names users type (`lora3d`,
-`lora3d-splat`). The two groups in `pyproject.toml` are empty until there is something behind them.
+`lora3d-splat`).
 """

@@ -1,0 +1,242 @@
+"""`lora3d benchmark splats`: new views of six fixed rooms, by arm, against photos that nothing has seen."""
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lora3d_ns.atomic_files import write_text_atomically
+from lora3d_ns.benchmark_record import machine_record, write_record
+from lora3d_ns.commands import Source, open_source
+from lora3d_ns.errors import SettingsError
+from lora3d_ns.evaluation.metrics import absolute_trajectory_error
+from lora3d_ns.photo_scene import PhotoScene, make_photo_scene, save_photo_scene
+from lora3d_ns.plugin.training import train_splats
+from lora3d_ns.reconstruct import ReconstructSettings, reconstruct
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos, make_scene
+from lora3d_ns.splits import SplitSettings
+from lora3d_ns.types import Cameras
+
+SPLAT_SCENES = (("nominal", 0), ("nominal", 1), ("dark", 0), ("sparse", 0), ("tele", 0), ("tele", 1))
+"""The fixed list; `--seed-offset` moves to other rooms of the same kinds."""
+
+SPLAT_ARMS = ("pretrained", "robust", "self_calibrated", "fixed_cameras", "stock", "true_poses")
+"""The first three differ in the scene and share the method; `fixed_cameras` is `self_calibrated` with cameras as they
+were; `stock` trains the same scene with Splatfacto's own settings; `true_poses` has true cameras, of test photos too,
+and the depths that fit them."""
+
+METRICS = ("psnr", "ssim", "psnr_pose_optimized", "ssim_pose_optimized")
+
+
+def run_splat_benchmark(
+    *,
+    scenes: int | None = None,
+    arms: Sequence[str] = SPLAT_ARMS,
+    network: str = "rooms",
+    size: tuple[int, int] = (160, 120),
+    iterations: int | None = None,
+    test_photos: int = 5,
+    seed_offset: int = 0,
+    folder: Path | None = None,
+    model: Mapping[str, Any] | None = None,
+    json_path: Path | None = None,
+) -> dict[str, object]:
+    """Trains splats of every arm on ten photos of every room, and measures them on others.
+
+    Args:
+        scenes: How many of the fixed list; all by default.
+        arms: Which of `SPLAT_ARMS`.
+        network: By name or path.
+        size: (width, height) of the photos in pixels.
+        iterations: Steps of training; by default the method's.
+        test_photos: Held-out photos per room.
+        seed_offset: 0 for the fixed list.
+        folder: Where everything is left, renderings too; nowhere by default.
+        model: Settings of the model to be changed in every arm but `stock`, by name.
+        json_path: File for the record.
+
+    Returns:
+        `rows` with one entry per scene and arm, and `summary` by arm with mean and median of each metric, and how
+        many scenes are better and worse than `pretrained`.
+
+    Raises:
+        SettingsError: There is no such arm.
+    """
+    unknown = sorted(set(arms) - set(SPLAT_ARMS))
+    if unknown:
+        raise SettingsError(f"there is no arm {unknown[0]}", way_out=f"Use some of {', '.join(SPLAT_ARMS)}")
+    record: dict[str, Any] = machine_record(command="splats", device=torch.device("cpu"), seed=seed_offset)
+    record |= {"network": network, "size": list(size), "iterations": iterations, "test_photos": test_photos}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) if folder is None else folder
+        for domain, index in SPLAT_SCENES[:scenes]:
+            room = _Room(place / f"{domain}-{index}", domain, index, size, test_photos, seed_offset, network)
+            for arm in arms:
+                rows.append(room.measured(arm, iterations, dict(model or {})))
+                write_record({**record, "rows": rows, "summary": summary(rows)}, json_path)
+    return {**record, "rows": rows, "summary": summary(rows)}
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By arm: mean and median of each metric over the scenes, and the scenes better and worse than `pretrained`."""
+    found: dict[str, Any] = {}
+    by_key = {(row["scene"], row["arm"]): row for row in rows}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        entry: dict[str, Any] = {
+            metric: {"mean": mean(row[metric] for row in own), "median": median(row[metric] for row in own)}
+            for metric in METRICS
+        }
+        pairs = [(row["psnr"], by_key.get((row["scene"], "pretrained"), row)["psnr"]) for row in own]
+        entry["improved"] = sum(psnr > base for psnr, base in pairs)
+        entry["worse"] = sum(psnr < base for psnr, base in pairs)
+        found[arm] = entry
+    return found
+
+
+class _Room:
+    """One room: photos as files, a scene per arm, and its splats."""
+
+    def __init__(
+        self,
+        folder: Path,
+        domain: str,
+        index: int,
+        size: tuple[int, int],
+        test_photos: int,
+        seed_offset: int,
+        network: str,
+    ) -> None:
+        self.folder, self.domain = folder, domain
+        made = make_scene(domain, index, size=size, seed_offset=seed_offset)
+        self.name = made.name
+        self.truth = (made.calibration, made.test)
+        step = max(1, len(made.test.views) // test_photos)
+        self.test = tuple(range(0, len(made.test.views), step))[:test_photos]
+        self.source = Source(photos=folder / "photos", network=network, device="cpu", cache=folder / "cache")
+        self._write_photos()
+
+    def _write_photos(self) -> None:
+        self.source.photos.mkdir(parents=True, exist_ok=True)
+        for room, word, chosen in (
+            (self.truth[0], "train", range(len(self.truth[0].views))),
+            (self.truth[1], "eval", self.test),
+        ):
+            for number in chosen:
+                pixels = (room.views.images[number].permute(1, 2, 0) * 255.0).round().byte().numpy()
+                Image.fromarray(pixels).save(self.source.photos / f"{word}-{number:02d}.png")
+
+    def true_cameras(self) -> Cameras:
+        """Cameras of all files, in their order: held-out ones (`eval-`) first, then those of the training."""
+        return _joined_cameras(self.truth[1], self.test, self.truth[0], range(len(self.truth[0].views)))
+
+    def scene(self, arm: str) -> PhotoScene:
+        """The arm's scene, made once."""
+        folder = self.folder / f"scene-{arm}"
+        split = SplitSettings(mode="filename")
+        if arm == "true_poses":
+            return self._true_scene(folder)
+        settings = ReconstructSettings(arm=arm).silent()  # pyright: ignore[reportArgumentType]
+        return make_photo_scene(self.source, folder, settings, split)
+
+    def _true_scene(self, folder: Path) -> PhotoScene:
+        """Depths that fit the true cameras, by the whole method."""
+        views, network = open_source(self.source)
+        cameras = self.true_cameras()
+        held_out = tuple(range(len(self.test)))
+        views = dataclasses.replace(views, known_K=tuple(cameras.K), known_T_world_camera=tuple(cameras.T_world_camera))
+        kept = views.select(range(len(self.test), len(views)))
+        made = reconstruct(kept, network, ReconstructSettings().silent(), base_name=self.source.network)
+        return save_photo_scene(folder, made.scene, views, cameras, held_out, photos=self.source.photos)
+
+    def measured(self, arm: str, iterations: int | None, model: dict[str, Any]) -> dict[str, Any]:
+        """One row of the table."""
+        begun = time.perf_counter()
+        scene_of = {"fixed_cameras": "self_calibrated", "stock": "self_calibrated"}.get(arm, arm)
+        scene = self.scene(scene_of)
+        made = time.perf_counter() - begun
+
+        def change(config: Any) -> None:
+            if arm == "stock":
+                stock_settings(config, scene)
+            else:
+                for name, value in model.items():
+                    setattr(config.pipeline.model, name, value)
+            if arm in ("fixed_cameras", "true_poses"):
+                config.pipeline.model.camera_optimizer.mode = "off"
+            config.pipeline.model.lpips = False
+
+        output = self.folder / f"splats-{arm}"
+        shutil.rmtree(output, ignore_errors=True)
+        renders = self.folder / f"renders-{arm}"
+        trained = train_splats(
+            scene, self.source.photos, output, iterations=iterations, change=change, renders=renders, quiet=True
+        )
+        poses = torch.stack([photo.T_world_camera for photo in scene.photos])
+        return {
+            "scene": self.name,
+            "domain": self.domain,
+            "arm": arm,
+            **{metric: trained.metrics[metric] for metric in METRICS},
+            "ate_m": absolute_trajectory_error(poses, self.true_cameras().T_world_camera.to(poses)),
+            "gaussians": trained.gaussians,
+            "scene_s": made,
+            "splat_s": time.perf_counter() - begun - made,
+        }
+
+
+def stock_settings(config: Any, scene: PhotoScene) -> None:
+    """Splatfacto's own settings on our scene, with two changes in its favour.
+
+    It trains at full resolution from the beginning (its own schedule would reach that after 6000 steps only), and
+    lengths are measured as nerfstudio would measure them (the farthest camera at distance 1).
+    """
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    stock, model = SplatfactoModelConfig(), config.pipeline.model
+    for field in dataclasses.fields(SplatfactoModelConfig):
+        if field.name not in ("_target", "camera_optimizer"):
+            setattr(model, field.name, getattr(stock, field.name))
+    model.seeding, model.densify, model.depth_weight = "stock", True, 0.0
+    model.camera_optimizer.mode, model.num_downscales = "off", 0
+    centres = torch.stack([photo.T_world_camera[:3, 3] for photo in scene.training])
+    model.length_unit = float((centres - centres.mean(dim=0)).abs().max())
+    config.optimizers["means"]["scheduler"].max_steps = 30_000
+
+
+def _joined_cameras(
+    first: RoomPhotos, of_first: Sequence[int], second: RoomPhotos, of_second: Sequence[int]
+) -> Cameras:
+    return Cameras(
+        T_world_camera=torch.cat(
+            [first.cameras.T_world_camera[list(of_first)], second.cameras.T_world_camera[list(of_second)]]
+        ),
+        K=torch.cat([first.cameras.K[list(of_first)], second.cameras.K[list(of_second)]]),
+        sizes=tuple(first.cameras.sizes[i] for i in of_first) + tuple(second.cameras.sizes[i] for i in of_second),
+    )
+
+
+def print_table(record: Mapping[str, Any], path: Path | None = None) -> str:
+    """The summary as a table in Markdown; also written to `path`."""
+    lines = [
+        "| arm | PSNR dB (median) | SSIM | PSNR, pose optimised | SSIM | better / worse |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, entry in record["summary"].items():
+        lines.append(
+            f"| {arm} | {entry['psnr']['mean']:.2f} ({entry['psnr']['median']:.2f}) | {entry['ssim']['mean']:.3f} | "
+            f"{entry['psnr_pose_optimized']['mean']:.2f} ({entry['psnr_pose_optimized']['median']:.2f}) | "
+            f"{entry['ssim_pose_optimized']['mean']:.3f} | {entry['improved']} / {entry['worse']} |"
+        )
+    text = "\n".join(lines)
+    if path is not None:
+        write_text_atomically(path, text + "\n")
+    return text

@@ -69,9 +69,13 @@ def sh_slope(degree, x, y, z, weights):
         ring = real(0.4570457994644658) - real(2.2852289973223288) * z * z
         ring_z = -real(4.5704579946446576) * z
         squares = three * (x * x - y * y)
-        dx += -k9 * (six * x * y * weights[9] + squares * weights[15]) + two * k10 * z * (y * weights[10] + x * weights[14])
+        dx += -k9 * (six * x * y * weights[9] + squares * weights[15]) + two * k10 * z * (
+            y * weights[10] + x * weights[14]
+        )
         dx += ring * weights[13]
-        dy += -k9 * (squares * weights[9] - six * x * y * weights[15]) + two * k10 * z * (x * weights[10] - y * weights[14])
+        dy += -k9 * (squares * weights[9] - six * x * y * weights[15]) + two * k10 * z * (
+            x * weights[10] - y * weights[14]
+        )
         dy += ring * weights[11]
         dz += k10 * (two * x * y * weights[10] + (x * x - y * y) * weights[14])
         dz += ring_z * (y * weights[11] + x * weights[13])
@@ -136,18 +140,25 @@ def dot(a, b):
 
 @compiled
 @no_type_check
-def axes_in_image(row_x, row_y, rows, sx, sy, sz):
-    """The Gaussian's three axes of one standard deviation in the image: x components, y components."""
+def mixed(a, x, b, y):
+    """a x + b y of triples."""
+    return a * x[0] + b * y[0], a * x[1] + b * y[1], a * x[2] + b * y[2]
+
+
+@compiled
+@no_type_check
+def axes_in_image(row_x, row_y, rows):
+    """The Gaussian's three axes in the image, were its scales 1: x components, y components."""
     (a, b, c) = rows
     columns_x = (
-        sx * (row_x[0] * a[0] + row_x[1] * b[0] + row_x[2] * c[0]),
-        sy * (row_x[0] * a[1] + row_x[1] * b[1] + row_x[2] * c[1]),
-        sz * (row_x[0] * a[2] + row_x[1] * b[2] + row_x[2] * c[2]),
+        row_x[0] * a[0] + row_x[1] * b[0] + row_x[2] * c[0],
+        row_x[0] * a[1] + row_x[1] * b[1] + row_x[2] * c[1],
+        row_x[0] * a[2] + row_x[1] * b[2] + row_x[2] * c[2],
     )
     columns_y = (
-        sx * (row_y[0] * a[0] + row_y[1] * b[0] + row_y[2] * c[0]),
-        sy * (row_y[0] * a[1] + row_y[1] * b[1] + row_y[2] * c[1]),
-        sz * (row_y[0] * a[2] + row_y[1] * b[2] + row_y[2] * c[2]),
+        row_y[0] * a[0] + row_y[1] * b[0] + row_y[2] * c[0],
+        row_y[0] * a[1] + row_y[1] * b[1] + row_y[2] * c[1],
+        row_y[0] * a[2] + row_y[1] * b[2] + row_y[2] * c[2],
     )
     return columns_x, columns_y
 
@@ -184,7 +195,10 @@ def project_forward(
             y = view[1, 0] * px + view[1, 1] * py + view[1, 2] * pz + view[1, 3]
             row0, row1, row2, _ = rotation_of(quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3])
             row_x, row_y, _, _ = local_affine(view, fx, fy, window, x, y, z)
-            ax, ay = axes_in_image(row_x, row_y, (row0, row1, row2), scales[i, 0], scales[i, 1], scales[i, 2])
+            unit_x, unit_y = axes_in_image(row_x, row_y, (row0, row1, row2))
+            sx, sy, sz = scales[i, 0], scales[i, 1], scales[i, 2]
+            ax = (sx * unit_x[0], sy * unit_x[1], sz * unit_x[2])
+            ay = (sx * unit_y[0], sy * unit_y[1], sz * unit_y[2])
             xx, xy, yy = dot(ax, ax), dot(ax, ay), dot(ay, ay)
             plain = xx * yy - xy * xy
             xx, yy = xx + eps, yy + eps
@@ -259,7 +273,9 @@ def project_backward(
             w, qx, qy, qz = quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]
             r0, r1, r2, shorten = rotation_of(w, qx, qy, qz)
             row_x, row_y, u, v = local_affine(view, fx, fy, window, x, y, z)
-            ax, ay = axes_in_image(row_x, row_y, (r0, r1, r2), sx, sy, sz)
+            unit_x, unit_y = axes_in_image(row_x, row_y, (r0, r1, r2))
+            ax = (sx * unit_x[0], sy * unit_x[1], sz * unit_x[2])
+            ay = (sx * unit_y[0], sy * unit_y[1], sz * unit_y[2])
 
             # Inverse covariance to covariance: -P G P, and the compensation's part.
             a, b, d = conics[c, i, 0], conics[c, i, 1], conics[c, i, 2]
@@ -281,18 +297,37 @@ def project_backward(
             g_opacities[i] += g_opacity
 
             # Covariance to the axes in the image, to the affine map and to the world's axes R S.
-            gx = (two * (g_xx * ax[0] + g_xy * ay[0]), two * (g_xx * ax[1] + g_xy * ay[1]), two * (g_xx * ax[2] + g_xy * ay[2]))
-            gy = (two * (g_xy * ax[0] + g_yy * ay[0]), two * (g_xy * ax[1] + g_yy * ay[1]), two * (g_xy * ax[2] + g_yy * ay[2]))
+            gx = (
+                two * (g_xx * ax[0] + g_xy * ay[0]),
+                two * (g_xx * ax[1] + g_xy * ay[1]),
+                two * (g_xx * ax[2] + g_xy * ay[2]),
+            )
+            gy = (
+                two * (g_xy * ax[0] + g_yy * ay[0]),
+                two * (g_xy * ax[1] + g_yy * ay[1]),
+                two * (g_xy * ax[2] + g_yy * ay[2]),
+            )
             sgx, sgy = (sx * gx[0], sy * gx[1], sz * gx[2]), (sx * gy[0], sy * gy[1], sz * gy[2])
             g_row_x = (dot(r0, sgx), dot(r1, sgx), dot(r2, sgx))
             g_row_y = (dot(r0, sgy), dot(r1, sgy), dot(r2, sgy))
-            v0 = (row_x[0] * sgx[0] + row_y[0] * sgy[0], row_x[0] * sgx[1] + row_y[0] * sgy[1], row_x[0] * sgx[2] + row_y[0] * sgy[2])
-            v1 = (row_x[1] * sgx[0] + row_y[1] * sgy[0], row_x[1] * sgx[1] + row_y[1] * sgy[1], row_x[1] * sgx[2] + row_y[1] * sgy[2])
-            v2 = (row_x[2] * sgx[0] + row_y[2] * sgy[0], row_x[2] * sgx[1] + row_y[2] * sgy[1], row_x[2] * sgx[2] + row_y[2] * sgy[2])
-            for k in range(3):
-                along_x = row_x[0] * r0[k] + row_x[1] * r1[k] + row_x[2] * r2[k]
-                along_y = row_y[0] * r0[k] + row_y[1] * r1[k] + row_y[2] * r2[k]
-                g_scales[i, k] += along_x * gx[k] + along_y * gy[k]
+            v0 = (
+                row_x[0] * sgx[0] + row_y[0] * sgy[0],
+                row_x[0] * sgx[1] + row_y[0] * sgy[1],
+                row_x[0] * sgx[2] + row_y[0] * sgy[2],
+            )
+            v1 = (
+                row_x[1] * sgx[0] + row_y[1] * sgy[0],
+                row_x[1] * sgx[1] + row_y[1] * sgy[1],
+                row_x[1] * sgx[2] + row_y[1] * sgy[2],
+            )
+            v2 = (
+                row_x[2] * sgx[0] + row_y[2] * sgy[0],
+                row_x[2] * sgx[1] + row_y[2] * sgy[1],
+                row_x[2] * sgx[2] + row_y[2] * sgy[2],
+            )
+            g_scales[i, 0] += unit_x[0] * gx[0] + unit_y[0] * gy[0]
+            g_scales[i, 1] += unit_x[1] * gx[1] + unit_y[1] * gy[1]
+            g_scales[i, 2] += unit_x[2] * gx[2] + unit_y[2] * gy[2]
             w, qx, qy, qz = w * shorten, qx * shorten, qy * shorten, qz * shorten
             gw = two * (qx * (v2[1] - v1[2]) + qy * (v0[2] - v2[0]) + qz * (v1[0] - v0[1]))
             gi = two * (qy * (v0[1] + v1[0]) + qz * (v0[2] + v2[0]) + w * (v2[1] - v1[2]) - two * qx * (v1[1] + v2[2]))
@@ -326,11 +361,15 @@ def project_backward(
             g_means[i, 0] += view[0, 0] * gx_c + view[1, 0] * gy_c + view[2, 0] * g_z
             g_means[i, 1] += view[0, 1] * gx_c + view[1, 1] * gy_c + view[2, 1] * g_z
             g_means[i, 2] += view[0, 2] * gx_c + view[1, 2] * gy_c + view[2, 2] * g_z
-            point = (px, py, pz)
-            for k in range(3):
-                camera[k] += gx_c * point[k] + jx * g_row_x[k]
-                camera[4 + k] += gy_c * point[k] + jy * g_row_y[k]
-                camera[8 + k] += g_z * point[k] - jx * u * g_row_x[k] - jy * v * g_row_y[k]
+            camera[0] += gx_c * px + jx * g_row_x[0]
+            camera[1] += gx_c * py + jx * g_row_x[1]
+            camera[2] += gx_c * pz + jx * g_row_x[2]
+            camera[4] += gy_c * px + jy * g_row_y[0]
+            camera[5] += gy_c * py + jy * g_row_y[1]
+            camera[6] += gy_c * pz + jy * g_row_y[2]
+            camera[8] += g_z * px - jx * u * g_row_x[0] - jy * v * g_row_y[0]
+            camera[9] += g_z * py - jx * u * g_row_x[1] - jy * v * g_row_y[1]
+            camera[10] += g_z * pz - jx * u * g_row_x[2] - jy * v * g_row_y[2]
             camera[3] += gx_c
             camera[7] += gy_c
             camera[11] += g_z

@@ -12,7 +12,7 @@ camera, 8 bytes per entry (a Gaussian in a tile that it can change), and while t
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 
 from lora3d_ns.errors import InvalidDataError, SettingsError
 
-RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 MAX_SH_DEGREE = 3
 
 _GAUSSIANS_AT_ONCE = 1024
@@ -55,13 +54,13 @@ def rasterization(
     packed: bool = True,
     tile_size: int = 16,
     backgrounds: Tensor | None = None,
-    render_mode: RenderMode = "RGB",
+    render_mode: str = "RGB",
     sparse_grad: bool = False,
     absgrad: bool = False,
-    rasterize_mode: Literal["classic", "antialiased"] = "classic",
+    rasterize_mode: str = "classic",
     channel_chunk: int = 32,
     distributed: bool = False,
-    camera_model: Literal["pinhole", "ortho", "fisheye"] = "pinhole",
+    camera_model: str = "pinhole",
     covars: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Pictures of Gaussians on the CPU, as gsplat 1.4.0's function of that name makes them.
@@ -84,10 +83,10 @@ def rasterization(
         packed: Does nothing: what is drawn is the same, and `info` always is that of `packed=False`.
         tile_size: Only 16.
         backgrounds: Colours behind everything, (C, D).
-        render_mode: Colours, sum of depths, expected depth, or colours and one of them as the last channel.
+        render_mode: `RGB`, `D` (sum of weighted depths), `ED` (their mean), `RGB+D` or `RGB+ED` (depth comes last).
         sparse_grad: Only False.
         absgrad: Whether `info["means2d"].absgrad` is there after the backward pass.
-        rasterize_mode: `antialiased` makes opacities smaller by what `eps2d` makes Gaussians larger.
+        rasterize_mode: `classic`, or `antialiased`: opacities smaller by what `eps2d` makes Gaussians larger.
         channel_chunk: Does nothing: all channels are drawn at once.
         distributed: Only False.
         camera_model: Only `pinhole`.
@@ -257,7 +256,9 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         from lora3d_ns.splat.compiled import in_parallel
         from lora3d_ns.splat.projection_kernels import GAUSSIANS_PER_PART, project_backward
 
@@ -279,9 +280,7 @@ class _Project(torch.autograd.Function):
         of_views = torch.zeros_like(viewmats)
         of_views[:, :3] = sums[:, :12].view(C, 3, 4)
         found = (*of_gaussians, of_views, None, sums[:, 12:], None)
-        return tuple(
-            gradient if needed else None for gradient, needed in zip(found, ctx.needs_input_grad, strict=True)
-        )
+        return tuple(gradient if needed else None for gradient, needed in zip(found, ctx.needs_input_grad, strict=True))
 
 
 # --- the image to pixels -----------------------------------------------------------------------------
@@ -372,7 +371,9 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         from lora3d_ns.splat.compiled import in_parallel
         from lora3d_ns.splat.rasterize_kernels import SHAPE_GRADIENTS, blend_backward, gather_gradients
 

@@ -176,8 +176,8 @@ def fill_tiles(order, camera, gaussians, boxes, starts, tiles_across, tiles_down
 @compiled
 @no_type_check
 def blend_forward(
-    first, last, order, offsets, tiles_across, tiles_down, ids, means2d, conics, opacities, features, reach, backgrounds,
-    images, alphas, transmittances, last_entries,
+    first, last, order, offsets, tiles_across, tiles_down, ids, means2d, conics, opacities, features, reach,
+    backgrounds, images, alphas, transmittances, last_entries,
 ):  # fmt: skip
     """Tiles `order[first:last]` to pixels, front to back.
 
@@ -256,8 +256,8 @@ def blend_forward(
 @compiled
 @no_type_check
 def blend_backward(
-    first, last, order, offsets, tiles_across, tiles_down, ids, means2d, conics, opacities, features, reach, backgrounds,
-    transmittances, last_entries, g_images, g_alphas, absolute, g_entries,
+    first, last, order, offsets, tiles_across, tiles_down, ids, means2d, conics, opacities, features, reach,
+    backgrounds, transmittances, last_entries, g_images, g_alphas, absolute, g_entries,
 ):  # fmt: skip
     """Gradients of all entries of tiles `order[first:last]`, back to front.
 

@@ -60,7 +60,10 @@ def project(
     blurred = covariance + eps2d * torch.eye(2).to(means)
     ratio = torch.linalg.det(covariance) / torch.linalg.det(blurred)
     centres = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
-    return centres, z, blurred, ratio.clamp(min=0).sqrt()
+    # The derivative of the root as gsplat has it, 1e-6 beside the truth.
+    compensation = ratio.detach().clamp(min=0).sqrt()
+    compensation = compensation + (ratio - ratio.detach()) * 0.5 / (compensation + 1e-6)
+    return centres, z, blurred, compensation
 
 
 def radii_of(
@@ -122,11 +125,15 @@ def rasterization(
     rasterize_mode: str = "classic",
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Pictures (C, height, width, X), opacities (C, height, width, 1); radii and centres that the gradient is for."""
-    pictures, alphas, all_radii, all_centres = [], [], [], []
+    pictures, alphas, all_radii = [], [], []
+    projected = [
+        project(means, quats, scales, viewmat, K, width, height, eps2d) for viewmat, K in zip(viewmats, Ks, strict=True)
+    ]
+    # In one array before they are used, so that its gradient is theirs.
+    all_centres = torch.stack([centres for centres, *_ in projected])
     for camera, viewmat in enumerate(viewmats):
-        centres, depths, blurred, compensation = project(
-            means, quats, scales, viewmat, Ks[camera], width, height, eps2d
-        )
+        centres = all_centres[camera]
+        _, depths, blurred, compensation = projected[camera]
         radii = radii_of(centres, depths, blurred, width, height, near_plane, far_plane, radius_clip)
         shown = opacities * compensation if rasterize_mode == "antialiased" else opacities
         of_camera = colors[camera] if colors.dim() == (3 if sh_degree is None else 4) else colors
@@ -150,6 +157,5 @@ def rasterization(
         pictures.append(picture)
         alphas.append(alpha[..., None])
         all_radii.append(radii)
-        all_centres.append(centres)
-    info = {"radii": torch.stack(all_radii), "means2d": torch.stack(all_centres)}
+    info = {"radii": torch.stack(all_radii), "means2d": all_centres}
     return torch.stack(pictures), torch.stack(alphas), info

@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Photos to pair predictions and a picture of them, with what is bundled: offline and without a GPU."""
+    """Photos to a self-calibrated scene and Gaussian splats, with what is bundled: offline and without a GPU."""
 
     output: Path = Path("outputs/demo")
-    """Folder for the photos, the picture and report.json."""
+    """Folder for photos, scene, adapter, splats, pictures and report.json."""
     photos: Path | None = None
     """Your own photos instead of the bundled room."""
     network: str | None = None
     """Network by name or path; by default the bundled one. The official `512_dpt` is the one for photos."""
 
+    splat_steps: int | None = None
+    """Steps of training Gaussians; by default the method's own number, 0 makes none."""
+
     def run(self) -> None:
         """Does the job and prints where the results are."""
         from lora3d_ns.demo import run_demo
 
-        report = run_demo(output=self.output, photos=self.photos, network=self.network)
+        report = run_demo(output=self.output, photos=self.photos, network=self.network, splat_steps=self.splat_steps)
         for picture in report["pictures"]:
             print(f"Picture:  {picture}")
         print(f"Report:   {self.output / 'report.json'}")

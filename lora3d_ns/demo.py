@@ -30,6 +30,7 @@ from lora3d_ns.rooms.generator import demo_room, write_scene
 from lora3d_ns.scene_io.scenes import PICTURE_FILE, save_scene
 from lora3d_ns.scene_io.stage_cache import StageCache
 from lora3d_ns.scene_picture import draw_scene
+from lora3d_ns.splat_picture import draw_held_out
 from lora3d_ns.types import Views
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ DEMO_ARMS: tuple[Arm, ...] = ("pretrained", "robust", "self_calibrated")
 """What the demo makes of the bundled room, each arm on the photos themselves."""
 
 
-def run_demo(*, output: Path, photos: Path | None = None, network: str | None = None) -> dict:
+def run_demo(
+    *, output: Path, photos: Path | None = None, network: str | None = None, splat_steps: int | None = None
+) -> dict:
     """The whole method on the bundled room, against its truth; of other photos, pair predictions and a picture of them.
 
     Args:
@@ -62,6 +65,7 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
         photos: Folder of photos; None renders the demo room into `output`.
         network: Name or path of a network; None takes the bundled one and, in versions that bundle none, an untrained
             one, and says so in log, picture and report.
+        splat_steps: Steps of training Gaussians; None for the method's own number, 0 for no Gaussians.
 
     Returns:
         What `report.json` holds: `scene`, `device`, `network`, `trained`, `photos`, `pairs`, `seconds`, `pictures`,
@@ -102,9 +106,10 @@ def run_demo(*, output: Path, photos: Path | None = None, network: str | None = 
     learnt: dict[str, object] = {}
     if room is not None and trained:
         learnt = _arms(output, views, model, truth_for_views(views, room), shown, scene, seconds, pictures)
-        stage = time.perf_counter()
-        learnt["splat"] = _splats(output, photos, pictures)
-        seconds["splat"] = time.perf_counter() - stage
+        if splat_steps != 0:
+            stage = time.perf_counter()
+            learnt["splat"] = _splats(output, photos, pictures, splat_steps)
+            seconds["splat"] = time.perf_counter() - stage
     seconds["total"] = time.perf_counter() - start
 
     report = {
@@ -183,22 +188,23 @@ def _arms(
     }
 
 
-def _splats(output: Path, photos: Path, pictures: list[Path]) -> dict[str, object]:
+def _splats(output: Path, photos: Path, pictures: list[Path], steps: int | None) -> dict[str, object]:
     """Gaussian splats of the photos and their evaluation, by the very commands that a user types."""
     folder = output / "splats"
     options = ["--data", str(photos), "--output-dir", str(folder), "--vis", "tensorboard"]
+    if steps is not None:
+        options += ["--max-num-iterations", str(steps)]
     run_nerfstudio(["ns-train", "lora3d-splat", *options, "lora3d", "--network", BUNDLED_NETWORK])
     # Runs are named by their time.
     config = max((folder / photos.stem / "lora3d-splat").glob("*/config.yml"))
     metrics_file, renders = output / "eval.json", output / "renders"
-    run_nerfstudio(
-        ["ns-eval", "--load-config", str(config), "--output-path", str(metrics_file)]
-        + ["--render-output-path", str(renders)]
-    )
+    written = ["--output-path", str(metrics_file), "--render-output-path", str(renders)]
+    run_nerfstudio(["ns-eval", "--load-config", str(config), *written])
     evaluated = json.loads(metrics_file.read_text())
     metrics = evaluated["results"]
     held_out = sorted(renders.glob("*.png"))
-    pictures += held_out
+    pictures.append(output / "splats.png")
+    draw_held_out(held_out, metrics, pictures[-1], title="Gaussian splats of the demo room, from where no photo was")
     return {
         "iterations": int(Path(evaluated["checkpoint"]).stem.removeprefix("step-")) + 1,
         "gaussians": round(metrics["gaussians"]),

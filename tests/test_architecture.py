@@ -41,6 +41,7 @@ ORDER = [
     "rooms",
     "pictures",
     "scene_picture",
+    "splat_picture",
     "commands",
     "photo_scene",
     "splat",

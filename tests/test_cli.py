@@ -79,7 +79,7 @@ def test_unknown_commands_and_options_are_exit_code_2(arguments: list[str], caps
 
 
 def test_the_demo_leaves_a_picture_and_a_report(tmp_path: Path) -> None:
-    main(["demo", "--output", str(tmp_path / "demo")])
+    main(["demo", "--output", str(tmp_path / "demo"), "--splat-steps", "20"])
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["photos"] >= 5
     assert report["pairs"] == report["photos"] * (report["photos"] - 1)
@@ -92,6 +92,13 @@ def test_the_demo_leaves_a_picture_and_a_report(tmp_path: Path) -> None:
     adapter = load_adapter(tmp_path / "demo" / "adapter", load_network("rooms"))
     assert report["adapter"] == {"parameters": adapter.parameter_count, "bytes": adapter.nbytes}
     assert len(load_scene(tmp_path / "demo" / "scene").names) == report["photos"]
+    splat = report["splat"]
+    assert splat["iterations"] == 20
+    assert splat["held_out_views"] == 1
+    assert splat["gaussians"] > 3000
+    assert splat["psnr"] > 12.0
+    assert {"ssim", "psnr_pose_optimized", "ssim_pose_optimized", "config"} <= set(splat)
+    assert report["seconds"]["splat"] > 0
     for picture in report["pictures"]:
         with Image.open(picture) as image:
             assert image.width > 1000

@@ -11,7 +11,6 @@ from nerfstudio.cameras.lie_groups import exp_map_SO3xR3
 from torch import Tensor
 
 from lora3d_ns.conventions import opencv_from_opengl
-from lora3d_ns.geometry.similarity import weighted_similarity
 
 
 @dataclass
@@ -86,28 +85,30 @@ def _as_4x4(poses: Tensor) -> Tensor:
     return torch.cat([poses, bottom], dim=-2)
 
 
-def gauge_correction(
+_NEIGHBOURS = 3
+
+
+def carried_along(
     before: Float[Tensor, "cameras 3 4"],
     after: Float[Tensor, "cameras 3 4"],
     others: Float[Tensor, "others 3 4"],
     *,
     unit: float,
 ) -> Float[Tensor, "others 3 4"]:
-    """Other cameras, moved by the similarity that best takes `before` to `after`.
+    """Other cameras, moved as the training cameras beside them were.
 
-    Each camera counts with its centre and the points at `unit` on its axes, so that one is enough.
+    Training moves cameras together with the Gaussians that they see, differently in different places: another camera
+    that stays where it was no longer fits what it sees. It is moved by the mean of the motions `after_i before_i^-1`
+    of its three nearest training cameras, weighted by 1 / distance^2; the distance is that of the centres in `unit`
+    and that of the viewing directions. (The one similarity that fits all cameras best does worse: BENCHMARKS.md.)
     """
-    similarity = weighted_similarity(
-        _corners(before, unit).reshape(-1, 3),
-        _corners(after, unit).reshape(-1, 3),
-        torch.ones(4 * len(before)).double(),
-    )
-    rotation = similarity.rotation.to(others) @ others[..., :3]
-    centres = similarity.apply(others[..., 3].double()).to(others)
-    return torch.cat([rotation, centres[..., None]], dim=-1)
-
-
-def _corners(poses: Tensor, unit: float) -> Tensor:
-    centres = poses[..., 3].double()
-    axes = poses[..., :3].double().mT * unit
-    return torch.cat([centres[:, None], centres[:, None] + axes], dim=1)
+    first, last, moved = (_as_4x4(poses.double()) for poses in (before, after, others))
+    motion = last @ torch.linalg.inv(first)
+    distance = torch.cdist(moved[:, :3, 3], first[:, :3, 3]) / unit + torch.cdist(moved[:, :3, 2], first[:, :3, 2])
+    nearest = torch.topk(distance, min(_NEIGHBOURS, len(before)), largest=False)
+    weight = 1.0 / (nearest.values.square() + 1e-12)
+    weight = (weight / weight.sum(dim=1, keepdim=True))[..., None, None]
+    mean = (weight * (motion[nearest.indices] @ moved[:, None])).sum(dim=1)
+    # The nearest rotation to a mean of rotations.
+    U, _, Vh = torch.linalg.svd(mean[:, :3, :3])
+    return torch.cat([U @ Vh, mean[:, :3, 3:]], dim=-1).to(others)

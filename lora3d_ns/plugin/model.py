@@ -20,7 +20,7 @@ from nerfstudio.utils.colors import get_color
 from torch import Tensor
 from torch.nn import Parameter
 
-from lora3d_ns.plugin.cameras import SceneCameraOptimizerConfig, T_camera_world_of, gauge_correction
+from lora3d_ns.plugin.cameras import SceneCameraOptimizerConfig, T_camera_world_of, carried_along
 from lora3d_ns.plugin.held_out_poses import refined_test_pose
 from lora3d_ns.plugin.metrics import PerceptualMetric, image_metrics, masked_loss
 
@@ -40,7 +40,7 @@ class Lora3dSplatModelConfig(SplatfactoModelConfig):
     """Points of the cloud below this calibrated weight make no Gaussian."""
     seed_redundancy: float = 0.02
     """Relative difference of depth below which two views say the same; 0 keeps every point."""
-    seed_footprint: float = 0.5
+    seed_footprint: float = 0.7
     """Standard deviation of a seed in spacings of the pixels it came from."""
     length_unit: float | None = None
     """What learning rates of positions refer to; None: the median depth of the scene's points."""
@@ -338,7 +338,7 @@ class Lora3dSplatModel(SplatfactoModel):
     # --- evaluation ---------------------------------------------------------------------------------
 
     def refined_cameras(self, camera_to_worlds: Tensor, *, training: bool) -> Tensor:
-        """Where training has moved cameras: its own as they were refined, others with the mean motion of these.
+        """Where training has moved cameras: its own as they were refined, others as those beside them.
 
         Args:
             camera_to_worlds: Poses as the dataparser gave them (OpenGL): all training cameras, or any others.
@@ -353,7 +353,7 @@ class Lora3dSplatModel(SplatfactoModel):
         before = self._training_poses()
         if before is None:
             return camera_to_worlds
-        return gauge_correction(before, optimizer.moved(before, indices), camera_to_worlds, unit=float(self.unit))
+        return carried_along(before, optimizer.moved(before, indices), camera_to_worlds, unit=float(self.unit))
 
     def _training_poses(self) -> Tensor | None:
         if self.photo_scene is None:

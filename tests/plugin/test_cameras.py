@@ -10,7 +10,7 @@ from lora3d_ns.plugin.cameras import (
     SceneCameraOptimizer,
     SceneCameraOptimizerConfig,
     T_camera_world_of,
-    gauge_correction,
+    carried_along,
 )
 
 
@@ -108,29 +108,42 @@ def test_gradients_reach_the_pose() -> None:
     assert float(gradient[1, 0]) == pytest.approx(-3.0, abs=1e-5)
 
 
-def test_others_follow_a_similarity_of_the_training_cameras() -> None:
+def moved_rigidly(T: Tensor) -> Tensor:
+    turn, shift = rotations(1, 9)[0], torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64)
+    return torch.cat([turn @ T[..., :3], (T[..., 3] @ turn.T + shift)[..., None]], dim=-1)
+
+
+def test_others_follow_a_motion_of_all() -> None:
     before, others = (opengl_from_opencv(poses(count, seed))[:, :3] for count, seed in ((6, 0), (4, 5)))
-    turn, shift, scale = rotations(1, 9)[0], torch.tensor([0.4, -1.0, 2.0], dtype=torch.float64), 1.3
-
-    def moved(T: Tensor) -> Tensor:
-        centres = scale * T[..., 3] @ turn.T + shift
-        return torch.cat([turn @ T[..., :3], centres[..., None]], dim=-1)
-
-    # The axes' ends scale with the world, as the points they stand for do.
-    found = gauge_correction(before, before, others, unit=2.0)
-    assert torch.allclose(found, others, atol=1e-12)
-    rigid = torch.cat([turn @ before[..., :3], (before[..., 3] @ turn.T + shift)[..., None]], dim=-1)
-    expected = torch.cat([turn @ others[..., :3], (others[..., 3] @ turn.T + shift)[..., None]], dim=-1)
-    assert torch.allclose(gauge_correction(before, rigid, others, unit=2.0), expected, atol=1e-10)
-    # Axes of negligible length: the centres alone decide, the scale too.
-    found = gauge_correction(before, moved(before), others, unit=1e-9)
-    assert torch.allclose(found, moved(others), atol=1e-6)
+    assert torch.allclose(carried_along(before, before, others, unit=2.0), others, atol=1e-12)
+    found = carried_along(before, moved_rigidly(before), others, unit=2.0)
+    assert torch.allclose(found, moved_rigidly(others), atol=1e-10)
 
 
-def test_one_camera_is_enough() -> None:
-    before, others = (opengl_from_opencv(poses(count, seed))[:, :3] for count, seed in ((1, 0), (2, 5)))
+def test_a_camera_in_the_place_of_another_moves_as_that_one() -> None:
+    before = opengl_from_opencv(poses(6))[:, :3]
+    after = opengl_from_opencv(poses(6, seed=20))[:, :3]
+    found = carried_along(before, after, before[2:3], unit=1.0)
+    assert torch.allclose(found, after[2:3], atol=1e-6)
+
+
+def test_nearer_cameras_have_more_to_say_and_rotations_stay_rotations() -> None:
+    before = torch.eye(4, dtype=torch.float64)[:3].repeat(3, 1, 1)
+    before[:, 0, 3] = torch.tensor([0.0, 1.0, 9.0])
     after = before.clone()
-    after[..., 3] += 1.0
-    found = gauge_correction(before, after, others, unit=1.0)
-    assert torch.allclose(found[..., :3], others[..., :3], atol=1e-12)
-    assert torch.allclose(found[..., 3], others[..., 3] + 1.0, atol=1e-12)
+    after[1, 1, 3] += 0.3
+    other = before[:1].clone()
+    other[0, 0, 3] = 0.9
+    # Distances 0.9, 0.1 and 8.1: weights 1/0.81, 1/0.01 and 1/65.61.
+    share = 100.0 / (1 / 0.81 + 100.0 + 1 / 65.61)
+    assert float(carried_along(before, after, other, unit=1.0)[0, 1, 3]) == pytest.approx(0.3 * share, rel=1e-6)
+    wild = carried_along(before, opengl_from_opencv(poses(3, seed=3))[:, :3], other, unit=1.0)
+    assert torch.allclose(wild[0, :, :3] @ wild[0, :, :3].T, torch.eye(3, dtype=torch.float64), atol=1e-12)
+    assert float(torch.linalg.det(wild[0, :, :3])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_cameras_are_enough(count: int) -> None:
+    before, others = (opengl_from_opencv(poses(number, seed))[:, :3] for number, seed in ((count, 0), (2, 5)))
+    found = carried_along(before, moved_rigidly(before), others, unit=1.0)
+    assert torch.allclose(found, moved_rigidly(others), atol=1e-10)

@@ -340,6 +340,42 @@ class BenchmarkFinetune:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRasterizer:
+    """The CPU rasterizer of Gaussians, forward and backward, against one written plainly in torch."""
+
+    gaussians: int = 20_000
+    """Their number."""
+    size: tuple[int, int] = (256, 192)
+    """Width and height of the picture."""
+    repeats: int = 20
+    """Timed passes of ours."""
+    plain: bool = True
+    """Whether to run the plain one too."""
+    compilation: bool = True
+    """Whether to time how long the kernels take to compile."""
+    seed: int = 0
+    """Of the scene."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the benchmark and prints its record."""
+        from lora3d_ns.benchmark_rasterizer import run_rasterizer_benchmark
+
+        _print_record(
+            run_rasterizer_benchmark(
+                gaussians=self.gaussians,
+                size=self.size,
+                repeats=self.repeats,
+                plain=self.plain,
+                compilation=self.compilation,
+                seed=self.seed,
+                json_path=self.json,
+            )
+        )
+
+
 def _print_record(record: dict[str, object]) -> None:
     width = max(len(key) for key in record)
     for key, value in record.items():
@@ -351,6 +387,7 @@ Benchmark = (
     | Annotated[BenchmarkMemory, subcommand("memory", prefix_name=False)]
     | Annotated[BenchmarkAlignment, subcommand("alignment", prefix_name=False)]
     | Annotated[BenchmarkFinetune, subcommand("finetune", prefix_name=False)]
+    | Annotated[BenchmarkRasterizer, subcommand("rasterizer", prefix_name=False)]
     | Annotated[BenchmarkCalibration, subcommand("calibration", prefix_name=False)]
     | Annotated[BenchmarkRobustness, subcommand("robustness", prefix_name=False)]
     | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]

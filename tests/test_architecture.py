@@ -52,6 +52,8 @@ ORDER = [
     "benchmark_inference",
     "benchmark_alignment",
     "benchmark_finetune",
+    "benchmark_rasterizer",
+    "cli_benchmarks_splats",
     "cli_benchmarks",
     "doctor",
     "cli",

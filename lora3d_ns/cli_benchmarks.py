@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
+from lora3d_ns.cli_benchmarks_splats import BenchmarkSplats
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -392,4 +394,5 @@ Benchmark = (
     | Annotated[BenchmarkRobustness, subcommand("robustness", prefix_name=False)]
     | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]
     | Annotated[BenchmarkRooms, subcommand("rooms", prefix_name=False)]
+    | Annotated[BenchmarkSplats, subcommand("splats", prefix_name=False)]
 )

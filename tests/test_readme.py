@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,18 @@ def test_every_lora3d_command_is_understood(command: str) -> None:
     assert stopped.value.code == 0
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("ns-train")])
+def test_every_ns_train_command_is_understood(command: str) -> None:
+    # What it does is tested in plugin/test_round.py.
+    import tyro
+    from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
+
+    config: Any = tyro.cli(AnnotatedBaseConfigUnion, args=shlex.split(command)[1:])
+    assert config.method_name == "lora3d-splat"
+    assert config.data == Path("photos")
+    assert config.pipeline.datamanager.dataparser.network == ("rooms" if "rooms" in command else "512_dpt")
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
 def test_every_make_target_exists(command: str) -> None:
     result = subprocess.run(
@@ -101,7 +114,7 @@ def test_every_make_target_exists(command: str) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    assert all(command.startswith(("make ", "lora3d ")) for command in COMMANDS)
+    assert all(command.startswith(("make ", "lora3d ", "ns-train ")) for command in COMMANDS)
     assert len(COMMANDS) >= 5
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lora3d_ns.atomic_files import write_text_atomically
 from lora3d_ns.benchmark_record import machine_record, write_record
 from lora3d_ns.commands import Source, open_source
 from lora3d_ns.errors import SettingsError
@@ -224,19 +223,18 @@ def _joined_cameras(
     )
 
 
-def print_table(record: Mapping[str, Any], path: Path | None = None) -> str:
-    """The summary as a table in Markdown; also written to `path`."""
+def splat_table(record: Mapping[str, Any]) -> str:
+    """The summary as a table in Markdown."""
     lines = [
-        "| arm | PSNR dB (median) | SSIM | PSNR, pose optimised | SSIM | better / worse |",
-        "|---|---|---|---|---|---|",
+        "| arm | PSNR, dB (median) | SSIM | PSNR, pose optimised | SSIM | better / worse than pretrained |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for arm, entry in record["summary"].items():
+        registered, optimized = (
+            f"{entry[name]['mean']:.2f} ({entry[name]['median']:.2f})" for name in ("psnr", "psnr_pose_optimized")
+        )
         lines.append(
-            f"| {arm} | {entry['psnr']['mean']:.2f} ({entry['psnr']['median']:.2f}) | {entry['ssim']['mean']:.3f} | "
-            f"{entry['psnr_pose_optimized']['mean']:.2f} ({entry['psnr_pose_optimized']['median']:.2f}) | "
+            f"| {arm} | {registered} | {entry['ssim']['mean']:.3f} | {optimized} | "
             f"{entry['ssim_pose_optimized']['mean']:.3f} | {entry['improved']} / {entry['worse']} |"
         )
-    text = "\n".join(lines)
-    if path is not None:
-        write_text_atomically(path, text + "\n")
-    return text
+    return "\n".join(lines)

@@ -34,7 +34,7 @@ class SeedSettings:
     weight_cutoff: float = 0.1
     redundancy: float = 0.02
     at_most: int = 1_000_000
-    footprint: float = 0.5
+    footprint: float = 0.7
     opacity_low: float = 0.1
     opacity_high: float = 0.8
     half_weight: float = 0.5

@@ -121,7 +121,13 @@ def test_an_interrupted_run_goes_on_to_its_end(train: Train, tmp_path: Path, mon
     assert ended.value.code == 130
     (run,) = (tmp_path / "photos" / "lora3d-splat").iterdir()
     assert checkpoints(run) == ["step-000000007.ckpt"]
-    monkeypatch.setattr(Lora3dSplatModel, "step_cb", lambda self, o, s: (stepped.append(s), whole(self, o, s))[1])
+
+    # nerfstudio looks for an argument of the name `step`.
+    def counted(self: Lora3dSplatModel, optimizers: Any, step: int) -> None:
+        stepped.append(step)
+        whole(self, optimizers, step)
+
+    monkeypatch.setattr(Lora3dSplatModel, "step_cb", counted)
     # A process that lives is at work on its run; this one is only between two calls.
     _pretend_dead(run)
     stepped.clear()

@@ -15,6 +15,8 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from PIL import Image
 from torch import Tensor
 
+from lora3d_ns.plugin.first_view import FirstView
+
 LONGEST_SIDE_CUDA_PX = 1600
 LONGEST_SIDE_CPU_PX = 256
 
@@ -124,6 +126,7 @@ class Lora3dPipeline(VanillaPipeline):
         datamanager: Any = self.datamanager
         self._original_train = datamanager.train_dataset.cameras.camera_to_worlds.clone()
         self._original_eval = datamanager.eval_dataset.cameras.camera_to_worlds.clone()
+        self.first_view = FirstView(self)
         self._splats.held_out = bool(datamanager.eval_dataset.metadata.get("held_out", True))
 
     @property

@@ -25,7 +25,7 @@ _BEHIND, _ABOVE = 0.15, 0.06
 _FRUSTUM, _FRUSTUM_OF_SPACING = 0.02, 0.25
 """Size of the cameras that are drawn: in typical depths, and at most this share of the distance between them."""
 _WIDER = 1.15
-"""Angle of view beside that of the photo's longer side."""
+"""Width of what is seen beside that of the photo."""
 _WIDEST = math.radians(100.0)
 
 
@@ -80,7 +80,7 @@ class FirstView(ViewerControl):
 
 
 def first_view(cameras: Cameras, unit: float) -> ViewerPose:
-    """A little behind and above the camera in the middle of all, with the scene before it.
+    """A little behind and above the camera in the middle of all, so wide that a square window shows all of its photo.
 
     Args:
         cameras: The training cameras.
@@ -95,12 +95,15 @@ def first_view(cameras: Cameras, unit: float) -> ViewerPose:
     if float(torch.linalg.cross(up, forward).norm()) < 0.1:
         up = poses[chosen, :, 1]
     up = up / up.norm()
-    longer = max(float(cameras.height[chosen]), float(cameras.width[chosen]))
+    width, height = (
+        float(size[chosen]) / float(focal[chosen])
+        for size, focal in ((cameras.width, cameras.fx), (cameras.height, cameras.fy))
+    )
     return ViewerPose(
         position=centres[chosen] + unit * (_ABOVE * up - _BEHIND * forward),
         look_at=centres[chosen] + unit * forward,
         up=up,
-        fov=min(_WIDER * 2.0 * math.atan(0.5 * longer / float(cameras.fy[chosen])), _WIDEST),
+        fov=min(2.0 * math.atan(0.5 * _WIDER * max(width, height)), _WIDEST),
     )
 
 

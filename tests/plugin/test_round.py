@@ -365,7 +365,8 @@ def test_ns_viewer_shows_the_splats(finished: Round, tmp_path: Path) -> None:
         return (rgb.numpy() * 255.0)[:-80]
 
     def complete(pixels: np.ndarray) -> bool:
-        return psnr(canvas(pixels), expected()) > 24.0
+        # Measured: 43 dB; below 30 while the viewer still shows the small picture of a camera that moves.
+        return psnr(canvas(pixels), expected()) > 30.0
 
     with viewer(finished.config_file, tmp_path) as url:
         page = screenshot(

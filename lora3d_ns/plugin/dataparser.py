@@ -131,6 +131,8 @@ def nerfstudio_cameras(photos: "tuple[ScenePhoto, ...]") -> Cameras:
         width=sizes[:, 0],
         height=sizes[:, 1],
         camera_type=CameraType.PERSPECTIVE,
+        # `ns-export cameras` writes into it.
+        metadata={},
     )
 
 

@@ -147,7 +147,11 @@ class Lora3dPipeline(VanillaPipeline):
         """Loads a checkpoint; outside training, all cameras are those it has refined."""
         super().load_pipeline(loaded_state, step)
         # In training the model refines its cameras as it goes: they must not be moved twice.
-        self.move_cameras(training=self.test_mode != "val")
+        trained = self.test_mode != "val"
+        self.move_cameras(training=trained)
+        if trained:
+            # `ns-export cameras` moves them itself.
+            self._splats.camera_optimizer.apply_to_camera = _where_it_is
 
     def get_eval_loss_dict(self, step: int) -> Any:
         """Loss of a photo of the evaluation."""
@@ -171,6 +175,10 @@ class Lora3dPipeline(VanillaPipeline):
             return {name: value for name, value in metrics.items() if value == value}
         finally:
             self._splats.with_test_poses = False
+
+
+def _where_it_is(camera: Cameras) -> Tensor:
+    return camera.camera_to_worlds
 
 
 def _put(cameras: Cameras, camera_to_worlds: Tensor) -> None:

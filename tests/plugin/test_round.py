@@ -300,6 +300,18 @@ def test_ns_export_writes_the_splats_where_the_scene_is(
         assert np.median(KDTree(wrong).query(cloud)[0]) > 0.006 * depth
 
 
+def test_ns_export_writes_the_cameras_as_refined(finished: Round, entry: Callable[..., None], tmp_path: Path) -> None:
+    entry(exporter, "cameras", "--load-config", str(finished.config_file), "--output-dir", "export")
+    refined = json.loads((finished.config_file.parent / "refined_cameras.json").read_text())["cameras"]
+    exported = json.loads((tmp_path / "export" / "transforms_train.json").read_text())
+    assert [Path(frame["file_path"]).name for frame in exported] == [camera["name"] for camera in refined]
+    for frame, camera in zip(exported, refined, strict=True):
+        T_world_camera = np.array(camera["T_world_camera"]) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        assert np.allclose(frame["transform"], T_world_camera[:3], atol=1e-5)
+    (held_out,) = json.loads((tmp_path / "export" / "transforms_eval.json").read_text())
+    assert Path(held_out["file_path"]).name == "2.png"
+
+
 # --- ns-viewer ------------------------------------------------------------------------------------
 
 

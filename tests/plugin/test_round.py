@@ -374,7 +374,7 @@ def test_ns_viewer_shows_the_splats(finished: Round, tmp_path: Path) -> None:
             torch.stack(axes, dim=1)[None].float(), focal, focal, 0.5 * width, 0.5 * height, width, height
         )  # fmt: skip
         rgb = pipeline.model.get_outputs_for_camera(camera)["rgb"]
-        return (rgb.numpy() * 255.0)[:-80]
+        return (rgb.cpu().numpy() * 255.0)[:-80]
 
     def complete(pixels: np.ndarray) -> bool:
         # Measured: 43 dB; below 30 while the viewer still shows the small picture of a camera that moves.

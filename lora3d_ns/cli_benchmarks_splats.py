@@ -11,8 +11,8 @@ class BenchmarkSplats:
     arms: tuple[str, ...] = ("pretrained", "robust", "self_calibrated", "fixed_cameras", "stock", "true_poses")
     """What to compare; all but `stock` and `true_poses` differ in the scene or the cameras only, see
     `lora3d_ns.plugin.benchmark_splats`."""
-    scenes: int | None = None
-    """The first so many of the six rooms."""
+    scenes: tuple[str, ...] = ("nominal-0", "nominal-1", "dark-0", "sparse-0", "tele-0", "tele-1")
+    """Which of the six rooms."""
     network: str = "rooms"
     """Network by name or path."""
     size: tuple[int, int] = (160, 120)

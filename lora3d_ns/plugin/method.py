@@ -18,6 +18,10 @@ def _adam(learning_rate: float) -> AdamOptimizerConfig:
     return AdamOptimizerConfig(lr=learning_rate, eps=_EPSILON)
 
 
+def _scaled_adam(learning_rate: float) -> AdamOptimizerConfig:
+    return AdamOptimizerConfig(_target=ScaledAdam, lr=learning_rate, eps=_EPSILON)
+
+
 def _decaying(final: float, warmup_steps: int = 0) -> ExponentialDecaySchedulerConfig:
     return ExponentialDecaySchedulerConfig(
         lr_final=final, max_steps=DEFAULT_ITERATIONS, warmup_steps=warmup_steps, lr_pre_warmup=0.0
@@ -38,17 +42,14 @@ lora3d_splat = MethodSpecification(
             model=Lora3dSplatModelConfig(),
         ),
         optimizers={
-            # Lengths are in units of the scene's typical depth, see ScaledAdam.
-            "means": {
-                "optimizer": AdamOptimizerConfig(_target=ScaledAdam, lr=1.6e-4, eps=_EPSILON),
-                "scheduler": _decaying(1.6e-6),
-            },
-            "features_dc": {"optimizer": _adam(2.5e-3), "scheduler": None},
-            "features_rest": {"optimizer": _adam(2.5e-3 / 20), "scheduler": None},
-            "opacities": {"optimizer": _adam(5e-2), "scheduler": None},
-            "scales": {"optimizer": _adam(5e-3), "scheduler": None},
-            "quats": {"optimizer": _adam(1e-3), "scheduler": None},
-            "camera_opt": {"optimizer": _adam(5e-4), "scheduler": _decaying(5e-5, warmup_steps=200)},
+            # Positions and cameras: in pixels per step, see `Lora3dSplatModel.step_cb`.
+            "means": {"optimizer": _scaled_adam(1.0), "scheduler": _decaying(0.0125)},
+            "features_dc": {"optimizer": _adam(5e-3), "scheduler": None},
+            "features_rest": {"optimizer": _adam(5e-3 / 20), "scheduler": None},
+            "opacities": {"optimizer": _adam(0.1), "scheduler": None},
+            "scales": {"optimizer": _adam(2e-2), "scheduler": None},
+            "quats": {"optimizer": _adam(8e-3), "scheduler": None},
+            "camera_opt": {"optimizer": _scaled_adam(0.02), "scheduler": _decaying(0.002, warmup_steps=200)},
         },
         logging=LoggingConfig(steps_per_log=10),
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),

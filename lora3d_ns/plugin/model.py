@@ -43,7 +43,8 @@ class Lora3dSplatModelConfig(SplatfactoModelConfig):
     seed_footprint: float = 0.7
     """Standard deviation of a seed in spacings of the pixels it came from."""
     length_unit: float | None = None
-    """What learning rates of positions refer to; None: the median depth of the scene's points."""
+    """Length that learning rates of positions refer to; None: what a pixel of the photos trained on spans at the median
+    depth of the scene's points."""
     max_gaussians: int = 500_000
     """At most so many seeds, the most certain ones."""
     densify: bool = False
@@ -84,6 +85,7 @@ class Lora3dSplatModel(SplatfactoModel):
         self.held_out: bool = False
         self.with_test_poses = False
         self.step = 0
+        self.focal_px = self._focal_of_the_photos_px()
         self.crop_box: OrientedBox | None = None
         parameters, rates = self._seeded()
         self.gauss_params = torch.nn.ParameterDict({name: Parameter(parameters[name]) for name in GAUSSIANS})
@@ -100,7 +102,9 @@ class Lora3dSplatModel(SplatfactoModel):
             else get_color(self.config.background_color)
         )
         self.strategy = self._strategy()
-        self.strategy_state = self.strategy.initialize_state(scene_scale=float(self.unit))
+        self.strategy_state = self.strategy.initialize_state(
+            scene_scale=float(self.unit) if self.config.length_unit is None else self.config.length_unit
+        )
         self._rasterization: Any = None
 
     # --- seeds --------------------------------------------------------------------------------------
@@ -145,15 +149,19 @@ class Lora3dSplatModel(SplatfactoModel):
         }
 
     def _typical_depth(self) -> float:
-        """Length that learning rates and refinements refer to: the median depth of the cloud in its own views."""
-        if self.config.length_unit is not None:
-            return self.config.length_unit
+        """The median depth of the cloud in its own views."""
         if self.photo_scene is None or len(self.photo_scene.scene.points) == 0:
             return 1.0
         from lora3d_ns.splat.seed import project_to_own_views
 
         scene = self.photo_scene.scene
         return float(project_to_own_views(scene.points, scene.point_views.long(), scene.cameras)[1].median())
+
+    def _focal_of_the_photos_px(self) -> float:
+        """Median focal length, until the pipeline says at which size it trains."""
+        if self.photo_scene is None:
+            return 1.0
+        return float(self.photo_scene.scene.cameras.K[:, [0, 1], [0, 1]].median())
 
     def _strategy(self) -> DefaultStrategy:
         config = self.config
@@ -191,13 +199,17 @@ class Lora3dSplatModel(SplatfactoModel):
     # --- training -----------------------------------------------------------------------------------
 
     def step_cb(self, optimizers: Optimizers, step: int) -> None:
-        """Before each step: tells the optimizers the scene's unit and each point's rate."""
+        """Before each step: tells the optimizers how much a pixel is, and each point's rate."""
         super().step_cb(optimizers, step)
-        means = optimizers.optimizers.get("means")
+        means, cameras = (optimizers.optimizers.get(name) for name in ("means", "camera_opt"))
         if isinstance(means, self._scaled):
-            means.unit = float(self.unit)
+            pixel = float(self.unit) / self.focal_px
+            means.unit = pixel if self.config.length_unit is None else self.config.length_unit
             if self._rates is not None and len(self._rates) == self.num_points:
                 means.set_rates(self.gauss_params["means"], self._rates)
+        if isinstance(cameras, self._scaled):
+            # Turned by 1 / f, or shifted by depth / f, a camera sees everything move by a pixel.
+            cameras.unit = 1.0 / self.focal_px
 
     def step_post_backward(self, step: int) -> None:
         """Densification, where it is asked for."""

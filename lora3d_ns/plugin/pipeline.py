@@ -21,6 +21,11 @@ LONGEST_SIDE_CUDA_PX = 1600
 LONGEST_SIDE_CPU_PX = 256
 
 
+def default_longest_side_px(device_type: str) -> int:
+    """What a training on such a device finishes in minutes with."""
+    return LONGEST_SIDE_CUDA_PX if device_type == "cuda" else LONGEST_SIDE_CPU_PX
+
+
 @dataclass
 class Lora3dDataManagerConfig(FullImageDatamanagerConfig):
     """Whole photos, at the size that training can bear."""
@@ -97,7 +102,7 @@ class Lora3dDataManager(FullImageDatamanager[Lora3dDataset]):  # type: ignore[ty
     def _longest_side_px(self) -> int:
         if self.config.longest_side_px is not None:
             return self.config.longest_side_px
-        return LONGEST_SIDE_CUDA_PX if torch.device(self.device).type == "cuda" else LONGEST_SIDE_CPU_PX
+        return default_longest_side_px(torch.device(self.device).type)
 
     def create_train_dataset(self) -> Lora3dDataset:
         """Photos to be trained on."""
@@ -126,6 +131,7 @@ class Lora3dPipeline(VanillaPipeline):
         datamanager: Any = self.datamanager
         self._original_train = datamanager.train_dataset.cameras.camera_to_worlds.clone()
         self._original_eval = datamanager.eval_dataset.cameras.camera_to_worlds.clone()
+        self._splats.focal_px = float(datamanager.train_dataset.cameras.fx.median())
         self.first_view = FirstView(self)
         self._splats.held_out = bool(datamanager.eval_dataset.metadata.get("held_out", True))
 

@@ -24,6 +24,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from lora3d_ns.atomic_files import replace_file, write_text_atomically
 from lora3d_ns.errors import Lora3dError, SettingsError
 from lora3d_ns.plugin.dataparser import Lora3dDataParserConfig, scene_folder
+from lora3d_ns.plugin.pipeline import Lora3dDataManagerConfig, default_longest_side_px
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ class Lora3dTrainerConfig(TrainerConfig):
         data = datamanager.data or parser.data
         if data == Path():
             raise SettingsError("no photos were named", way_out="Add --data with a folder of photos")
+        if isinstance(datamanager, Lora3dDataManagerConfig) and datamanager.longest_side_px is None:
+            # Later commands may run on another machine, and are to measure the same.
+            datamanager.longest_side_px = default_longest_side_px(self.machine.device_type)
         # Later commands run from other folders.
         data = data.absolute()
         datamanager.data = parser.data = data

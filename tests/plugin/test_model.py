@@ -89,8 +89,14 @@ def test_training_lowers_the_loss_and_moves_everything(scene: PhotoScene, photos
     for name, parameter in pipe.model.named_parameters():
         if parameter.numel() and "features_rest" not in name:
             assert not torch.equal(parameter.detach(), before[name]), name
-    assert isinstance(opt.optimizers["means"], ScaledAdam)
-    assert opt.optimizers["means"].unit == pytest.approx(float(pipe.model.unit))
+    # A step is counted in pixels of the photos trained on.
+    fx = float(pipe.datamanager.train_dataset.cameras.fx.median())
+    assert fx < float(scene.scene.cameras.K[0, 0, 0])
+    means, cameras = opt.optimizers["means"], opt.optimizers["camera_opt"]
+    assert isinstance(means, ScaledAdam)
+    assert isinstance(cameras, ScaledAdam)
+    assert means.unit == pytest.approx(float(pipe.model.unit) / fx)
+    assert cameras.unit == pytest.approx(1.0 / fx)
 
 
 def test_steps_do_not_depend_on_the_unit_of_the_world(scene: PhotoScene, photos: Path) -> None:

@@ -1,0 +1,106 @@
+"""The benchmark of splats: its sums, its stock arm, and one small run of it."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora3d_ns.errors import SettingsError
+from lora3d_ns.photo_scene import PhotoScene
+from lora3d_ns.plugin.benchmark_splats import (
+    METRICS,
+    refinement_closes,
+    run_splat_benchmark,
+    splat_table,
+    stock_settings,
+    summary,
+)
+from lora3d_ns.plugin.method import lora3d_splat
+
+
+def row(scene: str, arm: str, psnr: float) -> dict[str, Any]:
+    return {"scene": scene, "arm": arm, **{metric: psnr if "psnr" in metric else psnr / 40.0 for metric in METRICS}}
+
+
+ROWS = [
+    row("a", "pretrained", 18.0),
+    row("b", "pretrained", 22.0),
+    row("c", "pretrained", 20.0),
+    row("a", "fixed_cameras", 22.0),
+    row("b", "fixed_cameras", 20.0),
+    row("c", "fixed_cameras", 24.0),
+    row("a", "self_calibrated", 24.0),
+    row("b", "self_calibrated", 21.0),
+    row("c", "self_calibrated", 24.0),
+    row("a", "true_poses", 25.0),
+    row("b", "true_poses", 25.0),
+    row("c", "true_poses", 28.0),
+]
+
+
+def test_the_summary_counts_scenes_by_name() -> None:
+    # Rows in another order than the base's.
+    found = summary([*reversed(ROWS)])
+    assert found["self_calibrated"]["psnr"] == {"mean": 23.0, "median": 24.0}
+    assert (found["self_calibrated"]["improved"], found["self_calibrated"]["worse"]) == (2, 1)
+    assert (found["pretrained"]["improved"], found["pretrained"]["worse"]) == (0, 0)
+    assert found["true_poses"]["ssim"]["mean"] == pytest.approx(0.65)
+
+
+def test_what_refinement_closes() -> None:
+    # Fixed 22, refined 23, true 26.
+    assert refinement_closes(summary(ROWS)) == pytest.approx(0.25)
+    assert refinement_closes(summary(ROWS[:6])) is None
+    table = splat_table({"summary": summary(ROWS)})
+    assert "| self_calibrated | 23.00 (24.00) | 0.575 | 23.00 (24.00) | 0.575 | 2 / 1 |" in table
+    assert "closes 25%" in table
+    assert "closes" not in splat_table({"summary": summary(ROWS[:6])})
+
+
+def test_stock_settings_are_splatfactos_own(scene: PhotoScene) -> None:
+    from nerfstudio.configs.method_configs import method_configs
+
+    config: Any = copy.deepcopy(lora3d_splat.config)
+    stock_settings(config, scene)
+    splatfacto: Any = method_configs["splatfacto"]
+    for name in ("sh_degree", "ssim_lambda", "cull_alpha_thresh", "warmup_length", "refine_every"):
+        assert getattr(config.pipeline.model, name) == getattr(splatfacto.pipeline.model, name), name
+    for name in ("means", "scales", "opacities", "features_dc", "features_rest", "quats"):
+        assert config.optimizers[name]["optimizer"].lr == splatfacto.optimizers[name]["optimizer"].lr, name
+    assert config.optimizers["means"]["scheduler"].max_steps == 30_000
+    assert config.pipeline.model.camera_optimizer.mode == "off"
+    assert config.pipeline.model.densify
+    # nerfstudio scales a scene so that its farthest camera is at distance 1.
+    centres = torch.stack([photo.T_world_camera[:3, 3] for photo in scene.training])
+    assert config.pipeline.model.length_unit == pytest.approx(float((centres - centres.mean(dim=0)).abs().max()))
+
+
+@pytest.mark.parametrize("given", [{"arms": ["best"]}, {"scenes": ["nominal-7"]}])
+def test_names_that_are_none(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no (arm best|scene nominal-7)"):
+        run_splat_benchmark(folder=tmp_path, **given)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    record: Any = run_splat_benchmark(
+        scenes=["tele-1"],
+        arms=["pretrained", "robust"],
+        size=(64, 48),
+        iterations=4,
+        test_photos=1,
+        seed_offset=700,
+        folder=tmp_path / "runs",
+        json_path=tmp_path / "record.json",
+    )
+    assert json.loads((tmp_path / "record.json").read_text())["rows"] == record["rows"]
+    assert [entry["arm"] for entry in record["rows"]] == ["pretrained", "robust"]
+    for entry in record["rows"]:
+        assert 0 < entry["gaussians"] <= 10 * 64 * 48
+        assert 5.0 < entry["psnr"] < 40.0
+        assert 0.0 <= entry["ate_m"] < 1.0
+    files = sorted((tmp_path / "runs" / "tele-1" / "photos").glob("*.png"))
+    assert [path.name[:4] for path in files] == ["eval"] + ["trai"] * 10

@@ -104,13 +104,16 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def refinement_closes(summary: Mapping[str, Any]) -> float | None:
-    """Share of the gain in PSNR of true cameras over the scene's own that refining these gains; registered photos."""
+def refinement_gains_db(summary: Mapping[str, Any], metric: str = "psnr") -> tuple[float, float] | None:
+    """What refining the scene's cameras gains over leaving them, and what true ones gain; None where arms are missing.
+
+    In dB and not as a share: where the scene's cameras are as good as true ones, a share means nothing.
+    """
     arms = ("fixed_cameras", "self_calibrated", "true_poses")
     if not set(arms) <= set(summary):
         return None
-    fixed, refined, true = (summary[arm]["psnr"]["mean"] for arm in arms)
-    return (refined - fixed) / (true - fixed)
+    fixed, refined, true = (summary[arm][metric]["mean"] for arm in arms)
+    return refined - fixed, true - fixed
 
 
 class _Room:
@@ -258,7 +261,8 @@ def splat_table(record: Mapping[str, Any]) -> str:
             f"| {arm} | {registered} | {entry['ssim']['mean']:.3f} | {optimized} | "
             f"{entry['ssim_pose_optimized']['mean']:.3f} | {entry['improved']} / {entry['worse']} |"
         )
-    closed = refinement_closes(record["summary"])
-    if closed is not None:
-        lines += ["", f"Refining the cameras closes {closed:.0%} of what is left to true poses."]
+    for metric, protocol in (("psnr", "registered"), ("psnr_pose_optimized", "pose optimised")):
+        gains = refinement_gains_db(record["summary"], metric)
+        if gains is not None:
+            lines += ["", f"Refining the cameras: {gains[0]:+.2f} dB, true ones: {gains[1]:+.2f} dB ({protocol})."]
     return "\n".join(lines)

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 GAUSSIANS = ("means", "scales", "quats", "features_dc", "features_rest", "opacities")
 
+FEW_PHOTOS = 5
+"""Up to so many the scene's own depth counts fully."""
+
 
 @dataclass
 class Lora3dSplatModelConfig(SplatfactoModelConfig):
@@ -52,7 +55,9 @@ class Lora3dSplatModelConfig(SplatfactoModelConfig):
     camera_optimizer: CameraOptimizerConfig = field(default_factory=SceneCameraOptimizerConfig)
     """How the training cameras are refined along with the Gaussians."""
     depth_weight: float = 0.1
-    """Weight of the relative difference between rendered depth and the scene's, at the scene's points."""
+    """Weight of the relative difference between rendered depth and the scene's, at the scene's points, with five photos
+    or fewer; with N photos it is (5 / N)^2 of that, since photos tell depth better than the scene does when many see
+    the same."""
     num_downscales: int = 0
     """Halvings of the resolution to begin with."""
     sh_degree: int = 1
@@ -314,7 +319,9 @@ class Lora3dSplatModel(SplatfactoModel):
             )
         if self.training:
             if self._keeps_depth() and outputs.get("depth") is not None:
-                losses["depth_loss"] = self.config.depth_weight * self._depth_loss(outputs, int(batch["image_idx"]))
+                share = min(1.0, FEW_PHOTOS / self.num_train_data) ** 2
+                depth_loss = self._depth_loss(outputs, int(batch["image_idx"]))
+                losses["depth_loss"] = self.config.depth_weight * share * depth_loss
             self.camera_optimizer.get_loss_dict(losses)
         return losses
 

@@ -12,7 +12,7 @@ from lora3d_ns.errors import SettingsError
 from lora3d_ns.photo_scene import PhotoScene
 from lora3d_ns.plugin.benchmark_splats import (
     METRICS,
-    refinement_closes,
+    refinement_gains_db,
     run_splat_benchmark,
     splat_table,
     stock_settings,
@@ -50,14 +50,14 @@ def test_the_summary_counts_scenes_by_name() -> None:
     assert found["true_poses"]["ssim"]["mean"] == pytest.approx(0.65)
 
 
-def test_what_refinement_closes() -> None:
+def test_what_refinement_gains() -> None:
     # Fixed 22, refined 23, true 26.
-    assert refinement_closes(summary(ROWS)) == pytest.approx(0.25)
-    assert refinement_closes(summary(ROWS[:6])) is None
+    assert refinement_gains_db(summary(ROWS)) == pytest.approx((1.0, 4.0))
+    assert refinement_gains_db(summary(ROWS[:6])) is None
     table = splat_table({"summary": summary(ROWS)})
     assert "| self_calibrated | 23.00 (24.00) | 0.575 | 23.00 (24.00) | 0.575 | 2 / 1 |" in table
-    assert "closes 25%" in table
-    assert "closes" not in splat_table({"summary": summary(ROWS[:6])})
+    assert "Refining the cameras: +1.00 dB, true ones: +4.00 dB (registered)." in table
+    assert "Refining" not in splat_table({"summary": summary(ROWS[:6])})
 
 
 def test_stock_settings_are_splatfactos_own(scene: PhotoScene) -> None:

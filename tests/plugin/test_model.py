@@ -167,6 +167,22 @@ def test_depth_keeps_to_the_scene(scene: PhotoScene, photos: Path) -> None:
     assert float(model._depth_loss({"depth": depth * 1.1, "accumulation": seen * 0.2}, 1)) == 0.0
 
 
+def test_with_many_photos_the_scenes_depth_counts_less(scene: PhotoScene, photos: Path) -> None:
+    pipe = pipeline(scene, photos)
+    data = pipe.datamanager.train_dataset.get_data(1)
+    model = pipe.model.train()
+    depth = torch.ones_like(data["image"][..., :1])
+    outputs = {"rgb": data["image"], "background": torch.zeros(3), "accumulation": depth, "depth": depth}
+    found = {}
+    for count in (2, 5, 10, 50):
+        model.num_train_data = count
+        found[count] = float(model.get_loss_dict(outputs, data)["depth_loss"])
+    assert found[5] == pytest.approx(0.1 * float(model._depth_loss(outputs, 1)))
+    assert found[2] == found[5] > 0
+    assert found[10] == pytest.approx(found[5] / 4)
+    assert found[50] == pytest.approx(found[5] / 100)
+
+
 def test_masked_pixels_pull_at_nothing(scene: PhotoScene, photos: Path) -> None:
     """The loss of the masked photo has no gradient at pixels behind its mask."""
     pipe = pipeline(scene, photos, depth_weight=0.0)

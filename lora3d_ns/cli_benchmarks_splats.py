@@ -9,8 +9,8 @@ class BenchmarkSplats:
     """New views of six fixed rooms: PSNR and SSIM of photos that nothing has seen, by arm."""
 
     arms: tuple[str, ...] = ("pretrained", "robust", "self_calibrated", "fixed_cameras", "stock", "true_poses")
-    """What to compare; all but `stock` and `true_poses` differ in the scene or the cameras only, see
-    `lora3d_ns.plugin.benchmark_splats`."""
+    """What to compare, see `SPLAT_ARMS` in `lora3d_ns.plugin.benchmark_splats`; `disturbed` and `disturbed_fixed` are
+    two more."""
     scenes: tuple[str, ...] = ("nominal-0", "nominal-1", "dark-0", "sparse-0", "tele-0", "tele-1")
     """Which of the six rooms."""
     network: str = "rooms"

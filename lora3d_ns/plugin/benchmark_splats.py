@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import shutil
 import tempfile
 import time
@@ -21,16 +22,33 @@ from lora3d_ns.photo_scene import PhotoScene, make_photo_scene, save_photo_scene
 from lora3d_ns.plugin.training import train_splats
 from lora3d_ns.reconstruct import ReconstructSettings, reconstruct
 from lora3d_ns.rooms.benchmark_scenes import RoomPhotos, make_scene
+from lora3d_ns.splat.seed import project_to_own_views
 from lora3d_ns.splits import SplitSettings
 from lora3d_ns.types import Cameras
 
 SPLAT_SCENES = ("nominal-0", "nominal-1", "dark-0", "sparse-0", "tele-0", "tele-1")
 """The fixed list; `--seed-offset` moves to other rooms of the same kinds."""
 
-SPLAT_ARMS = ("pretrained", "robust", "self_calibrated", "fixed_cameras", "stock", "true_poses")
-"""The first three differ in the scene and share the method; `fixed_cameras` is `self_calibrated` with cameras as they
-were; `stock` trains the same scene with Splatfacto's own settings; `true_poses` has true cameras, of test photos too,
-and the depths that fit them."""
+SPLAT_ARMS = (
+    "pretrained",
+    "robust",
+    "self_calibrated",
+    "fixed_cameras",
+    "stock",
+    "true_poses",
+    "disturbed",
+    "disturbed_fixed",
+)
+"""The first three are the method's. `fixed_cameras` is `self_calibrated` without refinement of the cameras, `stock`
+the same scene with Splatfacto's settings, `true_poses` a scene of the calibrated network whose cameras, held-out ones
+included, are the true ones, and stay. `disturbed` turns and moves the training cameras of that, each with its points,
+so that refinement has something to do, and `disturbed_fixed` leaves them so."""
+
+DISTURBED_DEG = 0.5
+"""Standard deviation of the turn about each axis; positions move by as many radians of the median depth."""
+
+REFINEMENTS = {"the scene's": ("fixed_cameras", "self_calibrated"), "disturbed": ("disturbed_fixed", "disturbed")}
+"""What is refined: the arm that leaves those cameras, and the one that refines them."""
 
 METRICS = ("psnr", "ssim", "psnr_pose_optimized", "ssim_pose_optimized")
 
@@ -104,15 +122,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def refinement_gains_db(summary: Mapping[str, Any], metric: str = "psnr") -> tuple[float, float] | None:
-    """What refining the scene's cameras gains over leaving them, and what true ones gain; None where arms are missing.
+def refinement_gains_db(summary: Mapping[str, Any], metric: str, arms: tuple[str, str]) -> tuple[float, float] | None:
+    """What refining cameras gains over leaving them, and what true ones gain; None where an arm is missing.
+
+    Args:
+        summary: Of the benchmark.
+        metric: One of `METRICS`.
+        arms: The one that leaves its cameras, and the one that refines them.
 
     In dB and not as a share: where the scene's cameras are as good as true ones, a share means nothing.
     """
-    arms = ("fixed_cameras", "self_calibrated", "true_poses")
-    if not set(arms) <= set(summary):
+    if not {*arms, "true_poses"} <= set(summary):
         return None
-    fixed, refined, true = (summary[arm][metric]["mean"] for arm in arms)
+    fixed, refined, true = (summary[arm][metric]["mean"] for arm in (*arms, "true_poses"))
     return refined - fixed, true - fixed
 
 
@@ -158,6 +180,8 @@ class _Room:
         split = SplitSettings(mode="filename")
         if arm == "true_poses":
             return self._true_scene(folder)
+        if arm == "disturbed":
+            return self._disturbed_scene(folder)
         settings = ReconstructSettings(arm=arm).silent()  # pyright: ignore[reportArgumentType]
         return make_photo_scene(self.source, folder, settings, split)
 
@@ -171,10 +195,48 @@ class _Room:
         made = reconstruct(kept, network, ReconstructSettings().silent(), base_name=self.source.network)
         return save_photo_scene(folder, made.scene, views, cameras, held_out, photos=self.source.photos)
 
+    def _disturbed_scene(self, folder: Path) -> PhotoScene:
+        """The scene of true cameras, whose training cameras but the first are turned and moved with their points."""
+        scene, views = self.scene("true_poses").scene, open_source(self.source)[0]
+        cameras = self.true_cameras()
+        generator = torch.Generator().manual_seed(0)
+        sigma = math.radians(DISTURBED_DEG)
+        of_point = scene.point_views.long()
+        unit = float(project_to_own_views(scene.points, of_point, scene.cameras)[1].median())
+        T, points = scene.cameras.T_world_camera.clone(), scene.points.double()
+        for view in range(1, len(T)):
+            twist = torch.randn(6, generator=generator, dtype=torch.float64) * sigma
+            generating = torch.zeros(4, 4, dtype=torch.float64)
+            generating[:3, :3] = torch.linalg.cross(twist[:3].expand(3, 3), torch.eye(3, dtype=torch.float64)).T
+            generating[:3, 3] = twist[3:] * unit
+            before = T[view].double()
+            after = before @ torch.linalg.matrix_exp(generating)
+            moved, own = after @ torch.linalg.inv(before), of_point == view
+            points[own] = points[own] @ moved[:3, :3].T + moved[:3, 3]
+            T[view] = after.to(T)
+        disturbed = dataclasses.replace(
+            scene, points=points.float(), cameras=dataclasses.replace(scene.cameras, T_world_camera=T)
+        )
+        every = torch.cat([cameras.T_world_camera[: len(self.test)], T.to(cameras.T_world_camera)])
+        held_out = tuple(range(len(self.test)))
+        return save_photo_scene(
+            folder,
+            disturbed,
+            views,
+            dataclasses.replace(cameras, T_world_camera=every),
+            held_out,
+            photos=self.source.photos,
+            show_progress=False,
+        )
+
     def measured(self, arm: str, iterations: int | None, model: dict[str, Any]) -> dict[str, Any]:
         """One row of the table."""
         begun = time.perf_counter()
-        scene_of = {"fixed_cameras": "self_calibrated", "stock": "self_calibrated"}.get(arm, arm)
+        scene_of = {
+            "fixed_cameras": "self_calibrated",
+            "stock": "self_calibrated",
+            "disturbed_fixed": "disturbed",
+        }.get(arm, arm)
         scene = self.scene(scene_of)
         made = time.perf_counter() - begun
 
@@ -184,7 +246,7 @@ class _Room:
             else:
                 for name, value in model.items():
                     setattr(config.pipeline.model, name, value)
-            if arm in ("fixed_cameras", "true_poses"):
+            if arm in ("fixed_cameras", "true_poses", "disturbed_fixed"):
                 config.pipeline.model.camera_optimizer.mode = "off"
             config.pipeline.model.lpips = False
 
@@ -261,8 +323,12 @@ def splat_table(record: Mapping[str, Any]) -> str:
             f"| {arm} | {registered} | {entry['ssim']['mean']:.3f} | {optimized} | "
             f"{entry['ssim_pose_optimized']['mean']:.3f} | {entry['improved']} / {entry['worse']} |"
         )
-    for metric, protocol in (("psnr", "registered"), ("psnr_pose_optimized", "pose optimised")):
-        gains = refinement_gains_db(record["summary"], metric)
-        if gains is not None:
-            lines += ["", f"Refining the cameras: {gains[0]:+.2f} dB, true ones: {gains[1]:+.2f} dB ({protocol})."]
+    for word, arms in REFINEMENTS.items():
+        for metric, protocol in (("psnr", "registered"), ("psnr_pose_optimized", "pose optimised")):
+            gains = refinement_gains_db(record["summary"], metric, arms)
+            if gains is not None:
+                lines += [
+                    "",
+                    f"Refining {word} cameras: {gains[0]:+.2f} dB, true ones: {gains[1]:+.2f} dB ({protocol}).",
+                ]
     return "\n".join(lines)

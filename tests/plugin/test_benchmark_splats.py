@@ -52,11 +52,12 @@ def test_the_summary_counts_scenes_by_name() -> None:
 
 def test_what_refinement_gains() -> None:
     # Fixed 22, refined 23, true 26.
-    assert refinement_gains_db(summary(ROWS)) == pytest.approx((1.0, 4.0))
-    assert refinement_gains_db(summary(ROWS[:6])) is None
+    arms = ("fixed_cameras", "self_calibrated")
+    assert refinement_gains_db(summary(ROWS), "psnr", arms) == pytest.approx((1.0, 4.0))
+    assert refinement_gains_db(summary(ROWS[:6]), "psnr", arms) is None
     table = splat_table({"summary": summary(ROWS)})
     assert "| self_calibrated | 23.00 (24.00) | 0.575 | 23.00 (24.00) | 0.575 | 2 / 1 |" in table
-    assert "Refining the cameras: +1.00 dB, true ones: +4.00 dB (registered)." in table
+    assert "Refining the scene's cameras: +1.00 dB, true ones: +4.00 dB (registered)." in table
     assert "Refining" not in splat_table({"summary": summary(ROWS[:6])})
 
 

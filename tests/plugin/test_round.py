@@ -291,7 +291,7 @@ def test_ns_export_writes_the_splats_where_the_scene_is(
     assert len(means) > 1000
     names = {element.name for element in vertices.properties}
     assert {"opacity", "scale_0", "rot_3", "f_dc_0", "f_rest_0"} <= names
-    # Nothing is densified, and nothing fades in so few steps: each Gaussian has kept the place of its seed, or one near.
+    # Nothing is densified, and nothing fades in so few steps: each Gaussian is near the place of its own seed.
     seeds = seed_gaussians(scene.scene).points.double()
     assert len(means) == len(seeds)
     found = weighted_similarity(seeds, torch.from_numpy(means), torch.ones(len(seeds), dtype=torch.float64))

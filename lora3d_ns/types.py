@@ -289,6 +289,7 @@ class AlignedScene:
         history_seconds: When each of them was reached, from the beginning.
         dropped_edges: Edges left out, with the reason.
         diagnosis: What speaks for this scene, and what against it.
+        refined_views: Views whose depths were corrected by comparing photos, see `alignment.stereo`.
     """
 
     graph: PairGraph
@@ -302,6 +303,7 @@ class AlignedScene:
     history_seconds: tuple[float, ...]
     dropped_edges: Mapping[tuple[int, int], str]
     diagnosis: AlignmentDiagnosis
+    refined_views: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_per_view(self, self.graph.view_count, ["cameras", "depths", "view_weights", "moving"])

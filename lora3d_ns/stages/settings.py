@@ -10,6 +10,7 @@ from torch import Tensor
 from lora3d_ns.adapter.finetune import FineTuneSettings
 from lora3d_ns.adapter.gate import GateSettings
 from lora3d_ns.alignment.settings import AlignmentSettings
+from lora3d_ns.alignment.stereo import StereoSettings
 from lora3d_ns.errors import SettingsError
 from lora3d_ns.pair_graph import CompleteGraph, PairGraphSettings
 from lora3d_ns.predict import PredictionSettings
@@ -33,6 +34,7 @@ class ReconstructSettings:
         graph: Which pairs the network looks at.
         prediction: How it is run.
         alignment: Of predictions, before and after learning; `pretrained` has its own objective and no matches.
+        stereo: How the photos themselves correct the depths, once their cameras rest on matches; not in `pretrained`.
         labels: What is believed enough to be learnt.
         finetune: How it is learnt.
         gate: When the result is accepted.
@@ -44,6 +46,7 @@ class ReconstructSettings:
     graph: PairGraphSettings = CompleteGraph()  # noqa: RUF009 (frozen)
     prediction: PredictionSettings = PredictionSettings()  # noqa: RUF009
     alignment: AlignmentSettings = AlignmentSettings()  # noqa: RUF009
+    stereo: StereoSettings = StereoSettings()  # noqa: RUF009
     labels: PseudoLabelSettings = PseudoLabelSettings()  # noqa: RUF009
     finetune: FineTuneSettings = FineTuneSettings()  # noqa: RUF009
     gate: GateSettings = GateSettings()  # noqa: RUF009

@@ -16,6 +16,7 @@ from lora3d_ns.adapter.gate import Consistency, GateDecision, consistency, decid
 from lora3d_ns.adapter.lora import Adapter, with_adapter
 from lora3d_ns.alignment.align import align
 from lora3d_ns.alignment.matches import Matches, match_views
+from lora3d_ns.alignment.stereo import with_stereo_depths
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
@@ -27,7 +28,7 @@ from lora3d_ns.stages.packing import packed_finetuned, packed_matches, unpacked_
 from lora3d_ns.stages.settings import Measured, ReconstructSettings
 from lora3d_ns.types import AlignedScene, PairGraph, PairPredictions, PseudoLabels, Views
 
-_VERSION = 1
+_VERSION = 2
 """Part of every key: raised when a stage computes something else from the same input."""
 
 _Result = TypeVar("_Result")
@@ -83,7 +84,7 @@ class Stages:
     # --- what the network makes of the photos -----------------------------------------------------
 
     def understood(self, adapter: Adapter | None) -> Understood:
-        """Predictions, matches and alignment, with an adapter or without."""
+        """Predictions, matches, alignment and corrected depths, with an adapter or without."""
         key = self._key("predict", self.views.images, self.graph, self.settings.prediction, _content(adapter))
         predictions = self._stage("predict", key, PairPredictions, lambda: self._predicted(adapter, self.graph))
         alignment = self.settings.alignment
@@ -106,6 +107,15 @@ class Stages:
             return align(self.views, predictions, alignment, matches=matches, checkpoint=checkpoint)
 
         aligned = self._stage("align", aligned_key, AlignedScene, compute)
+        stereo = self.settings.stereo
+        if matches is not None and stereo.use == "auto" and self.settings.arm != "pretrained":
+            scene = aligned
+            aligned = self._stage(
+                "stereo",
+                self._key("stereo", aligned_key, stereo),
+                AlignedScene,
+                lambda: with_stereo_depths(self.views, scene, matches, stereo, device=self.network.device),
+            )
         return Understood(predictions=predictions, matches=matches, aligned=aligned)
 
     def _predicted(self, adapter: Adapter | None, graph: PairGraph, *, silent: bool = False) -> PairPredictions:

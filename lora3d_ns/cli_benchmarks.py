@@ -292,6 +292,54 @@ class BenchmarkRobustness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkAblations:
+    """Variants of the method on validation rooms, one table for each question; see `lora3d_ns.rooms.ablations`."""
+
+    studies: tuple[str, ...] = (
+        "reference",
+        "labels",
+        "cutoff",
+        "mu",
+        "rank",
+        "alpha",
+        "targets",
+        "photos",
+        "choice",
+        "seeds",
+        "epochs",
+        "rounds",
+        "triplets",
+        "recipe",
+    )
+    """Which questions; `reuse` is one more: an adapter that learns all rooms but the last at once."""
+    rooms: tuple[str, ...] = ("nominal-1", "dark-1", "sparse-1", "tele-1")
+    """Domain and index of each room."""
+    seed_offset: int = 500
+    """Of the rooms: 500 are the validation rooms, 0 is the fixed list that settings are never chosen on."""
+    network: str = "rooms"
+    """Network by name or path."""
+    cache: Path | None = None
+    """Folder for results of stages and variants, so that an interrupted run goes on."""
+    json: Path | None = None
+    """File for the record."""
+
+    def run(self) -> None:
+        """Runs the studies and prints their tables."""
+        from lora3d_ns.network.checkpoints import load_network
+        from lora3d_ns.rooms.ablation_tables import ablations_markdown
+        from lora3d_ns.rooms.benchmark_ablations import AblationSettings, run_ablations
+
+        settings = AblationSettings(
+            studies=self.studies,
+            rooms=self.rooms,
+            seed_offset=self.seed_offset,
+            cache=self.cache,
+            json_file=self.json,
+        )
+        print(ablations_markdown(run_ablations(load_network(self.network), settings)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkFinetune:
     """Steps of fine-tuning: our default and the paper's recipe against plain peft on mini-dust3r, in one run."""
 
@@ -394,5 +442,6 @@ Benchmark = (
     | Annotated[BenchmarkRobustness, subcommand("robustness", prefix_name=False)]
     | Annotated[BenchmarkNetwork, subcommand("network", prefix_name=False)]
     | Annotated[BenchmarkRooms, subcommand("rooms", prefix_name=False)]
+    | Annotated[BenchmarkAblations, subcommand("ablations", prefix_name=False)]
     | Annotated[BenchmarkSplats, subcommand("splats", prefix_name=False)]
 )

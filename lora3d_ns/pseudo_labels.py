@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lora3d_ns.alignment.objective import calibrated_weight
 from lora3d_ns.errors import InvalidDataError, SettingsError, TooFewLabelsError
 from lora3d_ns.geometry.camera import points_from_depth
-from lora3d_ns.types import AlignedScene, PairGraph, PseudoLabels, Views
+from lora3d_ns.geometry.similarity import weighted_similarity
+from lora3d_ns.types import AlignedScene, PairGraph, PairPrediction, PairPredictions, PseudoLabels, Views
 
 PAPER_CUTOFF = 1.5
 
@@ -31,14 +33,18 @@ class PseudoLabelSettings:
         aimed_coverage: Where fewer pixels than this share are, the cut-off is lowered until so many are. 0 keeps it.
         lowest_cutoff: But never below this: what weighs less is believed by no pair.
         least_coverage: Fewer labels than this share of all pixels are too few to learn from.
-        weights: Whose weight decides: the `view`'s, all its pairs together, or as in the paper the `pair`'s own.
+        weights: What decides: the weight of the `view`, all its pairs together; as in the paper the `pair`'s own; the
+            pair's raw `confidence`, which is what the paper argues against; or the pair's `orders`: confidence by how
+            far its two orders agree, `C / (1 + e / mu)^2` with the distance e between them.
+        orders_mu: Of the last, as a share of the pair's mean distance.
     """
 
     weight_cutoff: float = PAPER_CUTOFF
     aimed_coverage: float = 0.9
     lowest_cutoff: float = 0.05
     least_coverage: float = 0.1
-    weights: Literal["view", "pair"] = "view"
+    weights: Literal["view", "pair", "confidence", "orders"] = "view"
+    orders_mu: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.weight_cutoff >= self.lowest_cutoff > 0:
@@ -46,6 +52,8 @@ class PseudoLabelSettings:
                 f"weight_cutoff {self.weight_cutoff} and lowest_cutoff {self.lowest_cutoff}",
                 way_out="Use positive numbers, the lowest not above the other",
             )
+        if not self.orders_mu > 0:
+            raise SettingsError(f"orders_mu {self.orders_mu}", way_out="Use a positive share")
         if not (0 <= self.aimed_coverage <= 1 and 0 < self.least_coverage <= 1):
             raise SettingsError(
                 f"aimed_coverage {self.aimed_coverage} and least_coverage {self.least_coverage}",
@@ -53,14 +61,26 @@ class PseudoLabelSettings:
             )
 
 
-def pseudo_labels(views: Views, aligned: AlignedScene, settings: PseudoLabelSettings | None = None) -> PseudoLabels:
+def pseudo_labels(
+    views: Views,
+    aligned: AlignedScene,
+    settings: PseudoLabelSettings | None = None,
+    *,
+    predictions: PairPredictions | None = None,
+) -> PseudoLabels:
     """Labels of all pairs of the scene, those that the alignment dropped included: they have most to learn.
 
     `X̃^{v,i}_p = T_i^-1 T_v D_v,p K_v^-1 (u, v, 1)_p where w_p > w_cutoff` (LoRA3D, Eq. 9). Masked and moving pixels
     have none.
 
+    Args:
+        views: The photos.
+        aligned: The scene of these photos.
+        settings: Which pixels.
+        predictions: What the scene was made from, where `settings.weights` is about them.
+
     Raises:
-        InvalidDataError: The scene is of other views.
+        InvalidDataError: The scene is of other views, or predictions are needed and missing.
         TooFewLabelsError: Hardly anything of the scene is believed.
     """
     settings = settings or PseudoLabelSettings()
@@ -75,7 +95,7 @@ def pseudo_labels(views: Views, aligned: AlignedScene, settings: PseudoLabelSett
     allowed = [mask & ~moving for mask, moving in zip(unmasked, aligned.moving, strict=True)]
     pairs = [
         (weight.float(), view)
-        for edge, weights in zip(aligned.graph.edges, aligned.weights, strict=True)
+        for edge, weights in zip(aligned.graph.edges, _pair_weights(aligned, predictions, settings), strict=True)
         for weight, view in zip(weights, edge, strict=True)
     ]
     per_view = [(weight, view) for view, weight in enumerate(aligned.view_weights)]
@@ -99,6 +119,41 @@ def pseudo_labels(views: Views, aligned: AlignedScene, settings: PseudoLabelSett
         cutoff=cutoff,
         coverage=coverage,
     )
+
+
+def _pair_weights(
+    aligned: AlignedScene, predictions: PairPredictions | None, settings: PseudoLabelSettings
+) -> Sequence[tuple[Tensor, Tensor]]:
+    """What decides about the pixels of each pair's two photos."""
+    if settings.weights in ("view", "pair"):
+        return aligned.weights
+    if predictions is None or predictions.graph.edges != aligned.graph.edges:
+        raise InvalidDataError(
+            f"weights {settings.weights!r} without the predictions of the scene", way_out="Hand them in"
+        )
+    if settings.weights == "confidence":
+        return [(pair.confidence_first, pair.confidence_second) for _, pair in predictions]
+    by_edge = dict(predictions)
+    found = []
+    for (i, j), pair in predictions:
+        other = by_edge.get((j, i))
+        found.append(
+            (pair.confidence_first, pair.confidence_second)
+            if other is None
+            else _agreement_of_orders(pair, other, settings.orders_mu)
+        )
+    return found
+
+
+def _agreement_of_orders(pair: PairPrediction, other: PairPrediction, mu_share: float) -> tuple[Tensor, Tensor]:
+    """`C / (1 + e / mu)^2` of a pair's two maps, e being their distance from the other order's, laid over them."""
+    own = torch.cat([pair.points_first.reshape(-1, 3), pair.points_second.reshape(-1, 3)]).float()
+    others = torch.cat([other.points_second.reshape(-1, 3), other.points_first.reshape(-1, 3)]).float()
+    C = torch.cat([pair.confidence_first.flatten(), pair.confidence_second.flatten()]).float()
+    distance = (weighted_similarity(others, own, C + 1e-6).apply(others) - own).norm(dim=1)
+    weight = calibrated_weight(C, distance, mu_share * float(own.norm(dim=1).mean()))
+    count = pair.confidence_first.numel()
+    return weight[:count].view_as(pair.confidence_first), weight[count:].view_as(pair.confidence_second)
 
 
 def labels_from_depths(

@@ -19,7 +19,7 @@ from lora3d_ns.adapter.activation_memory import free_bytes, planned_memory
 from lora3d_ns.adapter.finetune_checkpoint import FineTuneState, read_state, write_state
 from lora3d_ns.adapter.finetune_settings import FineTuneSettings
 from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch
-from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, trainable_parameters
+from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of
 from lora3d_ns.errors import FineTuningError, InsufficientMemoryError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
@@ -95,11 +95,7 @@ def finetune(
     """
     settings = settings or FineTuneSettings()
     of_base = base_fingerprint or network_fingerprint(network)
-    lessons = Lessons(views, labels, network.device, confidence_alpha=settings.confidence_alpha)
-    # Divided after those without a label are gone: what is left to learn must not be one of them.
-    with_labels = PairGraph(view_count=len(views), edges=tuple(lessons.with_labels(labels.graph.edges)))
-    learning, held_out = split_pairs(with_labels, settings.held_out_share, settings.seed)
-    run = _Run(settings, lessons, adapted(network, settings.lora, seed=settings.seed), learning, held_out)
+    run = _run(views, labels, adapted(network, settings.lora, seed=settings.seed), settings)
     key = "" if checkpoint is None else _key(views, labels, settings, of_base)
     state = run.train(checkpoint, key=key)
     run.set_matrices(state.best)
@@ -126,6 +122,41 @@ def finetune(
         recomputed=run.network.recompute_activations,
         seconds=state.seconds,
     )
+
+
+def train_in_place(
+    views: Views, labels: PseudoLabels, network: Dust3r, settings: FineTuneSettings | None = None
+) -> tuple[float, ...]:
+    """`finetune` of whatever of a network asks for gradients; afterwards it is as after its best epoch.
+
+    For comparisons: all weights instead of an adapter, other parametrisations.
+
+    Returns:
+        Errors of the pairs held out, before any step and after each epoch.
+
+    Raises:
+        FineTuningError: The loss is not finite however small the steps.
+        InsufficientMemoryError: Not even one pair fits into memory.
+        InvalidDataError: The labels are of other photos.
+    """
+    run = _run(views, labels, network, settings or FineTuneSettings())
+    state = run.train(None, key="")
+    run.set_matrices(state.best)
+    return tuple(state.held_out_errors)
+
+
+def _run(views: Views, labels: PseudoLabels, network: Dust3r, settings: FineTuneSettings) -> "_Run":
+    lessons = Lessons(
+        views,
+        labels,
+        network.device,
+        confidence_alpha=settings.confidence_alpha,
+        triplet_weight=settings.triplet_weight,
+    )
+    # Divided after those without a label are gone: what is left to learn must not be one of them.
+    with_labels = PairGraph(view_count=len(views), edges=tuple(lessons.with_labels(labels.graph.edges)))
+    learning, held_out = split_pairs(with_labels, settings.held_out_share, settings.seed)
+    return _Run(settings, lessons, network, learning, held_out)
 
 
 def _key(views: Views, labels: PseudoLabels, settings: FineTuneSettings, base_fingerprint: str) -> str:
@@ -158,7 +189,7 @@ class _Run:
         )
         self.network.recompute_activations = settings.recompute_activations == "on" or plan.recompute_activations
         self.pairs_at_once = plan.pairs_at_once
-        self.parameters = trainable_parameters(network)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=settings.weight_decay
         )

@@ -19,6 +19,8 @@ class FineTuneSettings:
         learning_rate, final_learning_rate: Ends of the cosine.
         weight_decay: Of AdamW.
         confidence_alpha: Of Eq. 12.
+        triplet_weight: Of a further term: pairs of a step that share their first photo agree on its points, where these
+            have labels (Test3R, arXiv 2506.13750). 0 leaves it out.
         share_encodings: Whether a step keeps both orders of a pair together and encodes each image once.
         held_out_share: Share of the pairs that are kept back to see when to stop, and for the gate.
         patience: Epochs without a gain on the pairs held out after which training ends; the best epoch counts.
@@ -36,6 +38,7 @@ class FineTuneSettings:
     final_learning_rate: float = 1e-5
     weight_decay: float = 0.01
     confidence_alpha: float = 0.2
+    triplet_weight: float = 0.0
     share_encodings: bool = True
     held_out_share: float = 0.1
     patience: int = 3
@@ -55,6 +58,8 @@ class FineTuneSettings:
                 f"learning_rate {self.learning_rate}, final_learning_rate {self.final_learning_rate}",
                 way_out="Use positive numbers, the final one not above the first",
             )
+        if not 0 <= self.triplet_weight < math.inf:
+            raise SettingsError(f"triplet_weight {self.triplet_weight}", way_out="Use 0 or a positive number")
         if not (0 <= self.weight_decay < 1 and self.confidence_alpha > 0 and 0 <= self.held_out_share <= 0.5):
             raise SettingsError(
                 f"weight_decay {self.weight_decay}, confidence_alpha {self.confidence_alpha}, "

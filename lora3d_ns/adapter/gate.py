@@ -29,8 +29,9 @@ class GateSettings:
 
     Attributes:
         most_label_error: Held-out distance from the labels after over before, at most.
-        most_order_error: The same of the disagreement of the two orders.
         most_match_error: The same of matched points; it does not count with fewer than `least_matches` matches.
+        most_order_error: The same of the disagreement of the two orders. It counts only where matches do not: a network
+            that was trained to be alike in both orders may have to give some of that up for better maps.
         least_matches: See above.
     """
 
@@ -125,11 +126,12 @@ def decide(before: Consistency, after: Consistency, settings: GateSettings | Non
     """Whether the pairs held out are the better for the adapter."""
     settings = settings or GateSettings()
     compared = [("distance from the labels", before.label_error, after.label_error, settings.most_label_error)]
-    compared.append(
-        ("disagreement of the two orders", before.order_error, after.order_error, settings.most_order_error)
-    )
     if before.matches >= settings.least_matches:
         compared.append(("error of matches", before.match_error, after.match_error, settings.most_match_error))
+    else:
+        compared.append(
+            ("disagreement of the two orders", before.order_error, after.order_error, settings.most_order_error)
+        )
     said, refused, seen = [], [], 0
     for name, first, second, limit in compared:
         if first is None or second is None:

@@ -67,17 +67,27 @@ class Lessons:
         labels: Of these photos.
         device: Where the network is.
         confidence_alpha: Of the objective.
+        triplet_weight: Of the agreement between pairs that share their first photo.
 
     Raises:
         InvalidDataError: The labels are of other photos.
     """
 
-    def __init__(self, views: Views, labels: PseudoLabels, device: torch.device, *, confidence_alpha: float) -> None:
+    def __init__(
+        self,
+        views: Views,
+        labels: PseudoLabels,
+        device: torch.device,
+        *,
+        confidence_alpha: float,
+        triplet_weight: float = 0.0,
+    ) -> None:
         shapes = tuple((depth.shape[0], depth.shape[1]) for depth in labels.depths)
         if shapes != views.shapes:
             raise InvalidDataError("the labels are not of these photos", way_out="Make them from the same views")
         self.shapes = shapes
         self.confidence_alpha = confidence_alpha
+        self.triplet_weight = triplet_weight
         self._images = [image.to(device) for image in views.images]
         self._points = [
             points_from_depth(depth, K).to(device) for depth, K in zip(labels.depths, labels.K_network, strict=True)
@@ -122,6 +132,8 @@ class Lessons:
                         _row_of_output(output, row), _row_of_labels(labels, row), confidence_alpha=self.confidence_alpha
                     )
                     total = total + loss / len(edges)
+                if self.triplet_weight:
+                    total = total + self.triplet_weight * triplet_disagreement(group, output, labels) / len(edges)
         return total
 
     def errors(self, network: PairNetwork, edges: Sequence[Edge]) -> Tensor:
@@ -180,6 +192,25 @@ class Lessons:
             valid_first=torch.stack([self._of_edge[edge][1] for edge in group]),
             valid_second=torch.stack([self._of_edge[edge][2] for edge in group]),
         )
+
+
+def triplet_disagreement(group: Sequence[Edge], output: PairOutput, labels: LabelBatch) -> Tensor:
+    """Sum, over all two pairs (i, j) and (i, k), of the mean distance between their points of photo i.
+
+    `mean_p |X^{i,i}_j / z_j - X^{i,i}_k / z_k|` over the pixels that have a label in both, z being the mean distance of
+    these points: a photo's own shape does not depend on what it is paired with (Test3R, arXiv 2506.13750).
+    """
+    total = output.points_first.new_zeros(())
+    for first in range(len(group)):
+        for second in range(first + 1, len(group)):
+            both = labels.valid_first[first] & labels.valid_first[second]
+            if group[first][0] != group[second][0] or not bool(both.any()):
+                continue
+            points = [output.points_first[row][both] for row in (first, second)]
+            units = [points_of.norm(dim=-1).mean().clamp_min(1e-8) for points_of in points]
+            difference = points[0] / units[0] - points[1] / units[1]
+            total = total + (difference.square().sum(dim=-1) + 1e-12).sqrt().mean()
+    return total
 
 
 def _row_of_output(output: PairOutput, row: int) -> PairOutput:

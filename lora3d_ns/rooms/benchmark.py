@@ -27,6 +27,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.rooms.benchmark_arms import ARMS, ArmResult
 from lora3d_ns.rooms.benchmark_scenes import MAIN_DOMAINS, SCENES_PER_DOMAIN, BenchmarkScene, RoomPhotos, make_scene
+from lora3d_ns.types import PairPredictions
 
 METRICS = ("point_error", "ate", "afe_percent", "auc30", "confidence_rank_correlation", "ause")
 """Columns of the table. `point_error` and `ate` are in metres. Lower is better, but for `auc30`."""
@@ -154,7 +155,19 @@ def run_rooms_benchmark(
 def _row(network: Dust3r, scene: BenchmarkScene, arm: str) -> dict[str, object]:
     row: dict[str, object] = {"scene": scene.name, "domain": scene.domain, "arm": arm}
     result = ARMS[arm](network, scene)
-    return row | measure(result, scene.test) | {"accepted": result.accepted}
+    refused = None if result.refused is None else mean_point_error(result.refused, scene.test)
+    return row | measure(result, scene.test) | {"accepted": result.accepted, "refused_point_error": refused}
+
+
+def mean_point_error(predictions: PairPredictions, truth: RoomPhotos) -> float:
+    """Mean over the ordered pairs of their point error over what does not move, metres."""
+    errors = [
+        point_error(
+            (pair.points_first, pair.points_second), truth.true_points(edge), [truth.static[view] for view in edge]
+        )
+        for edge, pair in predictions
+    ]
+    return sum(errors) / len(errors)
 
 
 def benchmark_markdown(record: Mapping[str, object]) -> str:

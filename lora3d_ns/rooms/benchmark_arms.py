@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lora3d_ns.adapter.lora import Adapter
+from lora3d_ns.adapter.lora import Adapter, with_adapter
 from lora3d_ns.errors import TooFewLabelsError
 from lora3d_ns.network.dust3r import Dust3r
+from lora3d_ns.predict import predict_pairs
 from lora3d_ns.reconstruct import Measured, ReconstructSettings, reconstruct, self_calibrate
 from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene
 from lora3d_ns.types import AlignedScene, Cameras, PairPredictions
@@ -26,12 +27,14 @@ class ArmResult:
         cameras: Of all photos.
         aligned: The scene they were aligned to, for arms that align.
         accepted: What the gate decided, for arms that have one.
+        refused: What the network with the adapter says of the same pairs, where the gate refused it: to judge the gate.
     """
 
     predictions: PairPredictions
     cameras: Cameras
     aligned: AlignedScene | None = None
     accepted: bool | None = None
+    refused: PairPredictions | None = None
 
 
 Arm = Callable[[Dust3r, BenchmarkScene], ArmResult]
@@ -78,7 +81,16 @@ def _learnt(network: Dust3r, scene: BenchmarkScene, settings: ReconstructSetting
     except TooFewLabelsError:
         return dataclasses.replace(_reconstructed(network, scene, settings, None), accepted=False)
     accepted = None if learnt.gate is None else learnt.gate.accepted
-    return dataclasses.replace(_reconstructed(network, scene, settings, learnt.adapter), accepted=accepted)
+    result = dataclasses.replace(_reconstructed(network, scene, settings, learnt.adapter), accepted=accepted)
+    if learnt.refused is None:
+        return result
+    refused = predict_pairs(
+        scene.test.views,
+        result.predictions.graph,
+        with_adapter(network, learnt.refused),
+        settings.silent().prediction,
+    )
+    return dataclasses.replace(result, refused=refused)
 
 
 def _reconstructed(

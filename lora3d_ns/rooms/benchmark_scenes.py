@@ -10,7 +10,7 @@ from torch import Tensor
 from lora3d_ns.conventions import PixelAffine, pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.geometry.camera import points_from_depth
-from lora3d_ns.rooms.cameras import sample_views
+from lora3d_ns.rooms.cameras import Split, sample_views
 from lora3d_ns.rooms.disk import PhotographedRoom
 from lora3d_ns.rooms.domains import domain_by_name
 from lora3d_ns.rooms.render import render
@@ -95,7 +95,9 @@ class BenchmarkScene:
     test: RoomPhotos
 
 
-def make_scene(domain: str, index: int, *, size: tuple[int, int], seed_offset: int = 0) -> BenchmarkScene:
+def make_scene(
+    domain: str, index: int, *, size: tuple[int, int], seed_offset: int = 0, calibration_photos: int = PHOTOS
+) -> BenchmarkScene:
     """One scene of the benchmark, rendered.
 
     Args:
@@ -103,6 +105,7 @@ def make_scene(domain: str, index: int, *, size: tuple[int, int], seed_offset: i
         index: 0 to 5 for the fixed list.
         size: (width, height) of the photos in pixels.
         seed_offset: 0 for the fixed list; another number for other scenes of the same kind.
+        calibration_photos: Photos to calibrate on, evenly spread over the same path; the test photos stay the same.
 
     Raises:
         SettingsError: Unknown domain, or a negative offset or index.
@@ -115,8 +118,9 @@ def make_scene(domain: str, index: int, *, size: tuple[int, int], seed_offset: i
     seed = _FIRST_SEED + _SEEDS_PER_OFFSET * seed_offset + known.index(domain)
     scenes = sample_scenes(domain_by_name(domain), seed=seed, indices=[index])
     splits = []
-    for split in ("calibration", "test"):
-        cameras = sample_views(scenes, PHOTOS, size=size, split=split)
+    splits_and_counts: tuple[tuple[Split, int], ...] = (("calibration", calibration_photos), ("test", PHOTOS))
+    for split, count in splits_and_counts:
+        cameras = sample_views(scenes, count, size=size, split=split)
         made = render(scenes, cameras, supersample=2)
         splits.append(
             _room_photos(split, made.rgb[0], made.depth_m[0], ~made.moving[0], made.K[0], made.T_world_camera[0])

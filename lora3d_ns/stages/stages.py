@@ -134,7 +134,7 @@ class Stages:
 
     def pseudo_labels(self, understood: Understood) -> PseudoLabels:
         """What of the scene is believed enough to be learnt."""
-        return pseudo_labels(self.views, understood.aligned, self.settings.labels)
+        return pseudo_labels(self.views, understood.aligned, self.settings.labels, predictions=understood.predictions)
 
     def measured_labels(self, understood: Understood, measured: Measured | None) -> PseudoLabels:
         """Labels of measured depth, with true cameras or, in the arm `depth_calibrated`, with estimated ones.

@@ -107,13 +107,15 @@ def test_label_error_is_the_normalised_distance_over_the_labels_only(room: RoomP
     [
         ({"label_error": 0.05}, True, "0.100 -> 0.050"),
         ({"label_error": 0.11}, False, "labels grew"),
-        ({"label_error": 0.05, "order_error": 0.2}, False, "two orders grew to 4.00 times"),
+        ({"label_error": 0.05, "order_error": 0.2}, True, "error of matches 0.040 -> 0.040"),
+        ({"label_error": 0.05, "order_error": 0.2, "matches": 10}, False, "two orders grew to 4.00 times"),
         ({"label_error": 0.05, "match_error": 0.2}, False, "matches grew to 5.00 times"),
         ({"label_error": 0.05, "match_error": float("nan")}, False, "matches grew"),
     ],
 )
 def test_any_measure_that_got_worse_refuses(change: dict, accepted: bool, says: str) -> None:
-    decision = decide(GOOD, dataclasses.replace(GOOD, **change))
+    before = dataclasses.replace(GOOD, matches=change.get("matches", GOOD.matches))
+    decision = decide(before, dataclasses.replace(GOOD, **change))
     assert decision.accepted is accepted
     assert says in decision.reason
 

@@ -43,6 +43,8 @@ class GuidedSettings:
         return_px: The way back from the match must end this close to the start.
         margin_px: Distance from the photo's edge within which nothing is matched.
         epipolar_px: Distance from the epipolar line within which the second search looks.
+        least_noise: Only for pairs both of whose photos are at least so noisy, see `alignment.noise`: a long search in
+            strongly blurred photos finds too much in clear ones.
     """
 
     keypoints: int = 400
@@ -54,6 +56,7 @@ class GuidedSettings:
     return_px: float = 1.0
     margin_px: float = 2.0
     epipolar_px: float = 1.5
+    least_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("keypoints", "half_patch_px", "radius_px"):
@@ -64,6 +67,8 @@ class GuidedSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}", way_out="Use a positive number of pixels")
         if not self.margin_px >= 0:
             raise SettingsError(f"margin_px is {self.margin_px}", way_out="Use 0 or more pixels")
+        if not self.least_noise >= 0:
+            raise SettingsError(f"least_noise is {self.least_noise}", way_out="Use 0, or a share such as 0.25")
         for name in ("least_zncc", "uniqueness"):
             if not 0 < getattr(self, name) <= 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}", way_out="Use a number between 0 and 1")

@@ -5,7 +5,7 @@ maps say to look (`lora3d_ns.alignment.guided_matches`). What does not fit one r
 dropped. Nothing here is random.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from lora3d_ns.alignment.guided_matches import (
     refine,
     search_both_ways,
 )
+from lora3d_ns.alignment.noise import noise_share
 from lora3d_ns.alignment.verification import PairMatches, Verified, verify
 from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import InvalidDataError, SettingsError
@@ -56,6 +57,8 @@ class MatchSettings:
     guided: tuple[GuidedSettings, ...] = (
         GuidedSettings(),
         GuidedSettings(blur_px=1.2, half_patch_px=6, radius_px=8, least_zncc=0.75),
+        GuidedSettings(blur_px=1.4, half_patch_px=5, radius_px=10, least_zncc=0.65, least_noise=0.25),
+        GuidedSettings(blur_px=2.0, half_patch_px=6, radius_px=14, least_zncc=0.65, least_noise=0.25),
     )
     long_side_px: int = 1600
     features: int = 4096
@@ -118,22 +121,32 @@ def match_views(views: Views, predictions: PairPredictions, settings: MatchSetti
     maps = {edge: pair.to(torch.float32) for edge, pair in zip(predictions.graph.edges, predictions.pairs, strict=True)}
     K_network = _intrinsics(views, maps)
     features = [_sift_features(views, view, settings) for view in range(len(views))] if settings.sift else None
-    levels = [
-        (level, [prepare_photo(image, mask, level) for image, mask in zip(views.images, views.masks, strict=True)])
-        for level in settings.guided
-    ]
+    noise = [noise_share(image) for image in views.images]
+    levels = [(level, _prepared(views, level, noise)) for level in settings.guided]
     pairs, candidate_counts, verified_counts = {}, {}, {}
     for i, j in sorted({(min(edge), max(edge)) for edge in maps}):
         K = (K_network[i], K_network[j])
         sift = None if features is None else _match_features(features[i], features[j], settings.ratio)
         flows = (predicted_flow(maps[j, i]), predicted_flow(maps[i, j])) if {(i, j), (j, i)} <= set(maps) else None
-        photos = [(level, prepared[i], prepared[j]) for level, prepared in levels]
+        photos = []
+        for level, prepared in levels:
+            first, second = prepared[i], prepared[j]
+            if first is not None and second is not None:
+                photos.append((level, first, second))
         refined = views.source_from_network[j].scale_x < 2.0
         verified = _match_pair(sift, flows, photos, K, settings, refined)
         candidate_counts[i, j], verified_counts[i, j] = verified.candidates, len(verified.inliers)
         if len(verified.inliers) >= settings.least_matches:
             pairs[i, j] = verified.inliers
     return Matches(pairs=pairs, candidates=candidate_counts, verified=verified_counts)
+
+
+def _prepared(views: Views, level: GuidedSettings, noise: Sequence[float]) -> list[SearchedPhoto | None]:
+    """The photos as a search wants them; None for those that are too clear for it."""
+    return [
+        prepare_photo(image, mask, level) if share >= level.least_noise else None
+        for image, mask, share in zip(views.images, views.masks, noise, strict=True)
+    ]
 
 
 def _match_pair(

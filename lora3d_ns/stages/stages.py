@@ -28,7 +28,7 @@ from lora3d_ns.stages.packing import packed_finetuned, packed_matches, unpacked_
 from lora3d_ns.stages.settings import Measured, ReconstructSettings
 from lora3d_ns.types import AlignedScene, PairGraph, PairPredictions, PseudoLabels, Views
 
-_VERSION = 2
+_VERSION = 3
 """Part of every key: raised when a stage computes something else from the same input."""
 
 _Result = TypeVar("_Result")

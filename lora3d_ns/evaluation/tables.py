@@ -28,6 +28,35 @@ def count_changes(before: Sequence[float], after: Sequence[float]) -> tuple[int,
     return sum(new < old for old, new in pairs), sum(new > old for old, new in pairs)
 
 
+def bootstrap_interval(differences: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Within what the mean of paired differences lies: percentiles of 10,000 bootstrap samples.
+
+    Args:
+        differences: One per scene.
+        confidence: Share of the samples within the interval.
+        seed: Of the samples.
+
+    Raises:
+        InvalidDataError: There are fewer than two differences.
+    """
+    from scipy.stats import bootstrap
+
+    if len(differences) < 2:
+        raise InvalidDataError(f"{len(differences)} differences", way_out="Compare two scenes or more")
+    if min(differences) == max(differences):
+        return differences[0], differences[0]
+    found = bootstrap(
+        (list(differences),),
+        fmean,
+        vectorized=False,
+        n_resamples=10_000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
 def markdown_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     """A Markdown table; floats with four digits, None as a dash, missing keys as empty cells."""
 

@@ -21,7 +21,7 @@ from lora3d_ns.evaluation.metrics import (
     relative_pose_errors_deg,
     sparsification_error,
 )
-from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
+from lora3d_ns.evaluation.tables import bootstrap_interval, count_changes, markdown_table, mean_and_median
 from lora3d_ns.geometry.similarity import weighted_scale
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.progress import progress_bar
@@ -67,7 +67,8 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
     """`summary.{domain}.{arm}` and `summary.all.{arm}`.
 
     Each holds mean and median of every metric; `improved` and `worse`, the numbers of scenes whose point error is
-    below and above the `pretrained` arm's; and `gap_closure` of the mean point errors, None without the arm
+    below and above the `pretrained` arm's, and `worse_by_2_percent` of them; `change` of the mean point error against
+    that arm with the ends of its bootstrap interval; and `gap_closure` of the mean point errors, None without the arm
     `gt_finetuned` or where that one is no better than `pretrained`.
     """
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
@@ -84,6 +85,12 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
                 entry[metric] = mean_and_median([_number(row[metric]) for row in chosen])
             if "pretrained" in errors:
                 entry["improved"], entry["worse"] = count_changes(errors["pretrained"], errors[arm])
+                pairs = list(zip(errors["pretrained"], errors[arm], strict=True))
+                entry["worse_by_2_percent"] = sum(new > 1.02 * old for old, new in pairs)
+                if len(pairs) > 1:
+                    differences = [new - old for old, new in pairs]
+                    low, high = bootstrap_interval(differences)
+                    entry["change"] = {"mean": sum(differences) / len(differences), "low": low, "high": high}
             entry["gap_closure"] = _gap_closure(means, arm)
             summary[domain][arm] = entry
     return summary
@@ -184,4 +191,14 @@ def benchmark_markdown(record: Mapping[str, object]) -> str:
                 line[metric] = "-" if mean is None else f"{mean:.3g} / {median:.3g}"
             line |= {key: entry.get(key) for key in ("improved", "worse", "gap_closure")}
             lines.append(line)
-    return markdown_table(lines, ["domain", "arm", "scenes", *METRICS, "improved", "worse", "gap_closure"])
+    table = markdown_table(lines, ["domain", "arm", "scenes", *METRICS, "improved", "worse", "gap_closure"])
+    changes = []
+    for arm, entry in summary["all"].items():
+        change = entry.get("change")
+        if change is not None and arm != "pretrained":
+            mean, low, high = (f"{change[key]:+.3f}" for key in ("mean", "low", "high"))
+            changes.append(
+                f"{arm} - pretrained: {mean} m point error, {low} to {high} in 95 % of bootstrap samples; "
+                f"{entry['worse_by_2_percent']} scenes worse by more than 2 %"
+            )
+    return "\n".join([table, "", *changes]) if changes else table

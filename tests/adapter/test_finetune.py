@@ -17,7 +17,7 @@ from adapter_samples import numbers, relative_difference, same_tensors
 from lesson_samples import SHAPE, TINY, TINY_DPT, TWO_SHAPES, random_lessons, tiny_network, without_labels
 
 from lora3d_ns.adapter import finetune as finetune_module
-from lora3d_ns.adapter.finetune import FineTuned, FineTuneSettings, finetune
+from lora3d_ns.adapter.finetune import FineTuned, FineTuneSettings, finetune, train_in_place
 from lora3d_ns.adapter.lessons import Lessons
 from lora3d_ns.adapter.lora import LoraSettings, adapted, trainable_parameters, with_adapter
 from lora3d_ns.errors import FineTuningError, InsufficientMemoryError, InvalidDataError, SettingsError
@@ -119,6 +119,28 @@ def test_the_adapter_on_the_base_makes_the_errors_it_says() -> None:
     assert provenance["epochs"] == tuned.best_epoch
     assert provenance["label_cutoff"] == 1.0
     assert provenance["seed"] == 0
+
+
+def test_training_in_place_is_the_same_training() -> None:
+    views, labels = random_lessons(4)
+    tuned = train(lessons=(views, labels))
+    network = adapted(tiny_network(), SETTINGS.lora, seed=SETTINGS.seed)
+    errors = train_in_place(views, labels, network, SETTINGS)
+    assert errors == tuned.held_out_errors
+    matrices = dict(with_adapter(tiny_network(), tuned.adapter).named_parameters())
+    assert all(torch.equal(value, matrices[name]) for name, value in network.named_parameters())
+
+
+def test_training_in_place_changes_what_asks_for_gradients_and_nothing_else() -> None:
+    network = tiny_network()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("downstream_head" in name)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    errors = train_in_place(*random_lessons(4), network, SETTINGS)
+    changed = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed
+    assert all("downstream_head" in name for name in changed)
+    assert min(errors) < errors[0]
 
 
 def test_the_network_is_left_as_it_is() -> None:
@@ -235,6 +257,8 @@ def test_the_papers_recipe() -> None:
         {"confidence_alpha": 0.0},
         {"held_out_share": 0.6},
         {"held_out_share": math.nan},
+        {"triplet_weight": -0.1},
+        {"triplet_weight": math.inf},
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from adapter_samples import relative_difference
 from lesson_samples import SHAPE, TINY, TINY_DPT, TWO_SHAPES, random_lessons, tiny_network, without_labels
 from torch import Tensor
 
-from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch
+from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch, triplet_disagreement
 from lora3d_ns.adapter.lora import LoraSettings, adapted, trainable_parameters
 from lora3d_ns.adapter.loss import LabelBatch, label_loss, mean_label_error
 from lora3d_ns.errors import InvalidDataError, SettingsError
@@ -152,6 +152,63 @@ def test_the_objective_and_its_gradient_are_those_of_a_loop_over_the_pairs(confi
     theirs = naive_objective(network, views, labels, edges)
     close(ours, theirs)
     close(gradient(network, ours), gradient(network, theirs))
+
+
+def naive_disagreement(network: Dust3r, views: Views, labels: PseudoLabels, edges) -> Tensor:
+    """Sum over all two pairs with the same first photo, one pixel mask and one norm at a time."""
+    total = torch.zeros(())
+    for index, (i, j) in enumerate(edges):
+        for other, k in edges[index + 1 :]:
+            if other != i:
+                continue
+            (output, batch), (second, second_batch) = (
+                naive_pair(network, views, labels, edge) for edge in ((i, j), (i, k))
+            )
+            both = batch.valid_first[0] & second_batch.valid_first[0]
+            points, others = output.points_first[0][both], second.points_first[0][both]
+            difference = points / points.norm(dim=1).mean() - others / others.norm(dim=1).mean()
+            total = total + difference.norm(dim=1).mean()
+    return total
+
+
+@pytest.mark.parametrize("shapes", [(SHAPE,), TWO_SHAPES], ids=["one shape", "two shapes"])
+def test_pairs_that_share_their_first_photo_are_drawn_together(shapes) -> None:
+    views, labels = random_lessons(4, shapes)
+    network = learner()
+    # With two shapes, only pairs of the same two shapes are compared: here (0, 1) with (0, 3).
+    edges = [(0, 1), (0, 3), (1, 0), (2, 3)]
+    plain, drawn = (
+        Lessons(views, labels, CPU, confidence_alpha=ALPHA, triplet_weight=weight).objective(
+            network, edges, share_encodings=True
+        )
+        for weight in (0.0, 0.3)
+    )
+    naive = naive_disagreement(network, views, labels, edges)
+    assert naive > 0.01
+    close(drawn - plain, 0.3 * naive / len(edges))
+
+
+def test_what_a_photo_is_paired_with_may_have_any_unit_and_photos_apart_have_nothing_to_agree_on() -> None:
+    views, labels = random_lessons(3)
+    pairs = [naive_pair(learner(), views, labels, edge) for edge in ((0, 1), (0, 2))]
+    names = ("points_first", "points_second", "confidence_first", "confidence_second")
+    output = PairOutput(**{name: torch.cat([getattr(pair[0], name) for pair in pairs]) for name in names})
+    batch = LabelBatch(
+        **{
+            field.name: torch.cat([getattr(pair[1], field.name) for pair in pairs])
+            for field in dataclasses.fields(LabelBatch)
+        }
+    )
+    found = triplet_disagreement([(0, 1), (0, 2)], output, batch)
+    scaled = dataclasses.replace(
+        output, points_first=output.points_first * torch.tensor([3.0, 0.5])[:, None, None, None]
+    )
+    close(triplet_disagreement([(0, 1), (0, 2)], scaled, batch), found)
+    assert found > 0.01
+    assert triplet_disagreement([(0, 1), (2, 1)], output, batch) == 0.0
+    apart = batch.valid_first.clone()
+    apart[1] = ~apart[0]
+    assert triplet_disagreement([(0, 1), (0, 2)], output, dataclasses.replace(batch, valid_first=apart)) == 0.0
 
 
 def test_parts_of_a_step_add_up_to_it() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from lora3d_ns.conventions import pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
-from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
+from lora3d_ns.evaluation.tables import bootstrap_interval, count_changes, markdown_table, mean_and_median
 from lora3d_ns.geometry.camera import project
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.configuration import Dust3rConfig
@@ -152,8 +152,52 @@ def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest
     assert entry["gap_closure"] == pytest.approx(0.75, abs=0.02)
     assert set(written["summary"]) == {"nominal", "sparse", "all"}
     table = benchmark_markdown(record)
-    assert len(table.splitlines()) == 2 + 3 * 3
+    assert len(table.splitlines()) == 2 + 3 * 3 + 1 + 2
+    assert "better - pretrained: -0.0" in table
+    change = entry["change"]
+    assert change["low"] <= change["mean"] <= change["high"] < 0
+    assert entry["worse_by_2_percent"] == 0
     assert "| all | better | 4 |" in table
+
+
+def test_a_refused_adapter_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(_network: object, scene: BenchmarkScene) -> ArmResult:
+        predictions, refused = (true_predictions(scene, noise_m=noise_m) for noise_m in (0.01, 0.1))
+        return ArmResult(predictions=predictions, cameras=scene.test.cameras, accepted=False, refused=refused)
+
+    monkeypatch.setattr(benchmark, "ARMS", {"self_calibrated": refusing})
+    record = run_rooms_benchmark(
+        NO_NETWORK,
+        network_name="none",
+        image_size=32,
+        arms=["self_calibrated"],
+        domains=["nominal"],
+        scenes=1,
+        show_progress=False,
+    )
+    rows = record["rows"]
+    assert isinstance(rows, list)
+    # Mean lengths of three normal numbers of 0.01 and 0.1.
+    assert rows[0]["point_error"] == pytest.approx(0.016, abs=0.001)
+    assert rows[0]["refused_point_error"] == pytest.approx(0.16, abs=0.01)
+
+
+def test_more_photos_to_calibrate_on_leave_the_test_photos_as_they_are() -> None:
+    usual, few = (make_scene("nominal", 0, size=SIZE, calibration_photos=count) for count in (10, 3))
+    assert len(few.calibration.views) == 3
+    for ours, theirs in zip(few.test.views.images, usual.test.views.images, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_bootstrap_intervals_by_hand() -> None:
+    low, high = bootstrap_interval([-1.0, 1.0] * 50)
+    # The mean of 100 numbers of +-1 has a standard deviation of 0.1.
+    assert low == pytest.approx(-0.196, abs=0.03)
+    assert high == pytest.approx(0.196, abs=0.03)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([-1.0, 1.0] * 50) == (low, high)
+    with pytest.raises(InvalidDataError):
+        bootstrap_interval([1.0])
 
 
 def test_every_arm_of_the_design_that_exists_is_named() -> None:

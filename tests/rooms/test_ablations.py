@@ -1,0 +1,272 @@
+"""The studies: what they compare, what they measure, and that an interrupted one goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from adapter.lesson_samples import tiny_network
+from alignment.aligned_rooms import room
+
+from lora3d_ns.errors import SettingsError
+from lora3d_ns.network.checkpoints import load_network
+from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
+from lora3d_ns.pseudo_labels import labels_from_depths
+from lora3d_ns.rooms import benchmark_ablations
+from lora3d_ns.rooms.ablation_tables import ablations_markdown, summarize_ablations
+from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, Study, Variant, changed
+from lora3d_ns.rooms.benchmark_ablations import (
+    AblationSettings,
+    label_error_m,
+    layers_of,
+    pair_point_errors,
+    run_ablations,
+    true_overlaps,
+)
+from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
+
+# --- what is compared -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_compares_different_things(name: str) -> None:
+    variants = STUDIES[name].variants
+    assert len(variants) > 1
+    assert len({variant.name for variant in variants}) == len(variants)
+    assert len({dataclasses.replace(variant, name="-") for variant in variants}) == len(variants)
+    # One of them is what is done by default, so that the others have something to be compared with.
+    usual = Variant(name="-")
+    alike = [variant for variant in variants if dataclasses.replace(variant, name="-") == usual]
+    assert len(alike) == (0 if name == "choice" else 1)
+
+
+def test_the_rooms_are_one_of_each_main_domain() -> None:
+    assert [room_name.rpartition("-")[0] for room_name in ABLATION_ROOMS] == ["nominal", "dark", "sparse", "tele"]
+
+
+def test_changed_settings_change_what_they_name() -> None:
+    settings = changed(
+        alignment={"mu": 0.3},
+        stereo={"use": "off"},
+        labels={"weights": "pair"},
+        finetune={"epochs": 2},
+        lora={"rank": 4},
+    )
+    assert settings.alignment.mu == 0.3
+    assert settings.stereo.use == "off"
+    assert settings.labels.weights == "pair"
+    assert (settings.finetune.epochs, settings.finetune.lora.rank) == (2, 4)
+    assert settings.finetune.learning_rate == changed().finetune.learning_rate
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"studies": ("nothing",)},
+        {"studies": ()},
+        {"studies": ("rank",), "rooms": ()},
+        {"studies": ("rank",), "rooms": ("nominal",)},
+        {"studies": ("rank",), "rooms": ("nominal-x",)},
+        {"studies": ("reuse",), "rooms": ("nominal-1",)},
+    ],
+    ids=str,
+)
+def test_impossible_runs_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingsError):
+        AblationSettings(**wrong)
+
+
+def test_a_variant_needs_its_photos() -> None:
+    with pytest.raises(SettingsError):
+        Variant(name="too many", photos=12)
+
+
+def test_layers_by_name() -> None:
+    network = tiny_network()
+    decoders = layers_of(network, "decoders")
+    # Two decoders of two blocks, each with qkv and three projections.
+    assert len(decoders) == 2 * 2 * 4
+    assert all(name.startswith("dec_blocks") for name in decoders)
+    assert layers_of(network, "qkv") == ("qkv",)
+    assert set(layers_of(network, "attention")) < set(layers_of(network, "attention_and_mlps"))
+    with pytest.raises(SettingsError):
+        layers_of(network, "heads")
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def naive_overlap(photos: RoomPhotos, i: int, j: int) -> float:
+    """Pixel by pixel: whether the point of photo i is what photo j shows there, up to a tenth of its depth."""
+    points = photos.true_points((j, i))[1]
+    affine = photos.views.source_from_network[j]
+    K = affine.K_network_from_source(photos.cameras.K[j])
+    depth = photos.depths_m[j]
+    height, width = depth.shape
+    seen = 0
+    for point in points.reshape(-1, 3):
+        x, y, z = (K.double() @ point.double()).tolist()
+        if z <= 0:
+            continue
+        column, row = int(x // z), int(y // z)
+        if 0 <= column < width and 0 <= row < height:
+            seen += abs(float(depth[row, column]) - z) < 0.1 * float(depth[row, column])
+    return seen / points[..., 0].numel()
+
+
+def test_overlaps_are_those_of_the_loops() -> None:
+    photos = room(3, shapes=((24, 32), (32, 24)))
+    overlaps = true_overlaps(photos)
+    assert len(overlaps) == 6
+    for (i, j), overlap in overlaps.items():
+        # A point on the edge of a pixel may fall on either side.
+        assert overlap == pytest.approx(naive_overlap(photos, i, j), abs=2 / (24 * 32))
+    twice = dataclasses.replace(
+        photos,
+        cameras=dataclasses.replace(
+            photos.cameras,
+            T_world_camera=photos.cameras.T_world_camera[[0, 0, 2]],
+            K=photos.cameras.K[[0, 0, 2]],
+        ),
+        depths_m=(photos.depths_m[0], photos.depths_m[0], photos.depths_m[2]),
+        views=photos.views.select([0, 1, 2]),
+    )
+    same = true_overlaps(dataclasses.replace(twice, depths_m=(photos.depths_m[0],) * 2 + photos.depths_m[2:]))
+    assert same[0, 1] > 0.99
+
+
+def test_true_labels_have_no_error() -> None:
+    photos = room(3)
+    graph = build_pair_graph(CompleteGraph(), 3)
+    cameras = photos.cameras
+    true = labels_from_depths(
+        photos.views, graph, T_world_camera=cameras.T_world_camera, K=cameras.K, depths=photos.depths_m
+    )
+    error_m = label_error_m(true, photos)
+    assert error_m is not None
+    assert error_m < 1e-4
+    bent = labels_from_depths(
+        photos.views,
+        graph,
+        T_world_camera=cameras.T_world_camera,
+        K=cameras.K,
+        depths=[depth * (1.0 + 0.1 * (depth > depth.median())) for depth in photos.depths_m],
+    )
+    bent_m = label_error_m(bent, photos)
+    assert bent_m is not None
+    assert bent_m > 0.05
+    nothing = labels_from_depths(
+        photos.views,
+        graph,
+        T_world_camera=cameras.T_world_camera,
+        K=cameras.K,
+        depths=[torch.zeros_like(depth) for depth in photos.depths_m],
+    )
+    assert label_error_m(nothing, photos) is None
+
+
+def test_errors_of_every_ordered_pair() -> None:
+    errors = pair_point_errors(tiny_network(), room(3, shapes=((16, 24),)))
+    assert set(errors) == {(i, j) for i in range(3) for j in range(3) if i != j}
+    assert all(error > 0 for error in errors.values())
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="quick_studies")
+def _quick_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quick(**finetune: object) -> Variant:
+        settings = changed(
+            finetune={"epochs": 1, "held_out_share": 0.0, **finetune},
+            labels={"least_coverage": 1e-6},
+            lora={"rank": 2},
+            alignment={"matches": "off", "coarse_iterations": 3, "full_iterations": 1},
+        )
+        return Variant(name=str(finetune), settings=settings, photos=3, chosen_from=3)
+
+    few = Study(question="How long?", variants=(quick(),))
+    no_labels = dataclasses.replace(
+        quick(), name="none", settings=changed(labels={"least_coverage": 1.0, "aimed_coverage": 0.0})
+    )
+    others = Study(
+        question="Otherwise?",
+        variants=(
+            dataclasses.replace(quick(), name="every weight", learner="all_weights"),
+            no_labels,
+        ),
+    )
+    for module in (benchmark_ablations, __import__("lora3d_ns.rooms.ablation_tables", fromlist=["STUDIES"])):
+        monkeypatch.setattr(module, "STUDIES", {"quick": few, "others": others})
+
+
+@pytest.mark.usefixtures("quick_studies")
+def test_a_run_its_tables_and_a_second_run_that_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = load_network("rooms")
+    settings = AblationSettings(
+        studies=("quick", "others"),
+        rooms=("nominal-1", "tele-1"),
+        seed_offset=700,
+        cache=tmp_path / "cache",
+        json_file=tmp_path / "ablations.json",
+        show_progress=False,
+    )
+    record = run_ablations(network, settings)
+    written = json.loads((tmp_path / "ablations.json").read_text())
+    assert written["rows"] == record["rows"]
+    assert len(written["rows"]) == 2 * 3
+    assert set(written["studies"]) == {"quick", "others"}
+    row = written["rows"][0]
+    assert {"study", "variant", "scene", "point_error", "label_error", "elsewhere", "little_overlap"} <= set(row)
+    base = {row["scene"]: row["point_error_before"] for row in written["rows"]}
+    for row in written["rows"]:
+        # What the network says without an adapter is the same in every variant, and in the room looked at elsewhere.
+        assert row["point_error_before"] == base[row["scene"]]
+        assert row["elsewhere_before"] == base["tele-1" if row["scene"] == "nominal-1" else "nominal-1"]
+        if row["variant"] == "none":
+            assert row["too_few_labels"]
+            assert row["point_error"] == row["point_error_before"]
+        else:
+            assert row["point_error"] != row["point_error_before"]
+    every_weight = [row for row in written["rows"] if row["variant"] == "every weight"]
+    assert every_weight[0]["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+
+    text = ablations_markdown(record)
+    assert "How long?" in text
+    assert "none (too few labels in 2)" in text
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(benchmark_ablations, "self_calibrate", never)
+    again = run_ablations(network, settings)
+    assert again["rows"] == record["rows"]
+
+
+def test_summaries_by_hand() -> None:
+    def row(scene: str, variant: str, before: float, after: float) -> dict[str, object]:
+        return {
+            "study": "reference",
+            "scene": scene,
+            "variant": variant,
+            "point_error_before": before,
+            "point_error": after,
+            "accepted": after < before,
+            "parameters": 7,
+        }
+
+    rows = [
+        row("a", "default", 1.0, 0.6),
+        row("b", "default", 2.0, 2.2),
+        row("a", "true depths and cameras", 1.0, 0.4),
+        row("b", "true depths and cameras", 2.0, 1.6),
+    ]
+    entry = summarize_ablations(rows)["reference"]["default"]
+    assert entry["point_error"] == {"mean": pytest.approx(1.4), "median": pytest.approx(1.4)}
+    assert (entry["improved"], entry["worse"], entry["accepted"], entry["parameters"]) == (1, 1, 1, 7)
+    # (1.5 - 1.4) / (1.5 - 1.0)
+    assert entry["gap_closure"] == pytest.approx(0.2)
+    assert entry["label_error"] == {"mean": None, "median": None}

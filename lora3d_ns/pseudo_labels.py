@@ -36,6 +36,7 @@ class PseudoLabelSettings:
         weights: What decides: the weight of the `view`, all its pairs together; as in the paper the `pair`'s own; the
             pair's raw `confidence`, which is what the paper argues against; or the pair's `orders`: confidence by how
             far its two orders agree, `C / (1 + e / mu)^2` with the distance e between them.
+        moving: Whether pixels that no static geometry explains may be labels.
         orders_mu: Of the last, as a share of the pair's mean distance.
     """
 
@@ -44,6 +45,7 @@ class PseudoLabelSettings:
     lowest_cutoff: float = 0.05
     least_coverage: float = 0.1
     weights: Literal["view", "pair", "confidence", "orders"] = "view"
+    moving: bool = False
     orders_mu: float = 0.1
 
     def __post_init__(self) -> None:
@@ -70,8 +72,8 @@ def pseudo_labels(
 ) -> PseudoLabels:
     """Labels of all pairs of the scene, those that the alignment dropped included: they have most to learn.
 
-    `X̃^{v,i}_p = T_i^-1 T_v D_v,p K_v^-1 (u, v, 1)_p where w_p > w_cutoff` (LoRA3D, Eq. 9). Masked and moving pixels
-    have none.
+    `X̃^{v,i}_p = T_i^-1 T_v D_v,p K_v^-1 (u, v, 1)_p where w_p > w_cutoff` (LoRA3D, Eq. 9). Masked pixels have
+    none, and moving ones only if the settings say so.
 
     Args:
         views: The photos.
@@ -92,7 +94,9 @@ def pseudo_labels(
         torch.ones_like(moving) if mask is None else mask
         for mask, moving in zip(views.masks, aligned.moving, strict=True)
     ]
-    allowed = [mask & ~moving for mask, moving in zip(unmasked, aligned.moving, strict=True)]
+    allowed = unmasked
+    if not settings.moving:
+        allowed = [mask & ~moving for mask, moving in zip(unmasked, aligned.moving, strict=True)]
     pairs = [
         (weight.float(), view)
         for edge, weights in zip(aligned.graph.edges, _pair_weights(aligned, predictions, settings), strict=True)

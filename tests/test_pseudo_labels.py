@@ -227,6 +227,11 @@ def test_nothing_masked_or_moving_is_labelled_however_much_it_weighs(weights) ->
         assert torch.equal(labelled, unmasked & ~moving)
         # Of all unmasked pixels, moving ones included.
         assert float(labels.coverage[view]) == pytest.approx(float(labelled.sum() / unmasked.sum()))
+    everything = pseudo_labels(
+        photos.views, heavy, dataclasses.replace(ANY, weights=weights, aimed_coverage=1.0, moving=True)
+    )
+    for labelled, mask in zip(labels_of_views(everything), photos.views.masks, strict=True):
+        assert torch.equal(labelled, torch.ones_like(labelled) if mask is None else mask)
 
 
 def test_dropped_pairs_have_labels_too() -> None:

@@ -19,6 +19,11 @@ _SUMMARIZED = (
     "elsewhere_before",
     "elsewhere",
     "own_adapter",
+    "ate",
+    "moving_labelled",
+    "static_labelled",
+    "moving_in_cloud",
+    "static_in_cloud",
     "coverage",
     "seconds",
 )
@@ -77,6 +82,7 @@ def ablations_markdown(record: Mapping[str, object]) -> str:
     for study, by_variant in studies.items():
         question = STUDIES[study].question if study in STUDIES else "One adapter for all rooms but the last"
         shown = [
+            ("ATE", "ate"),
             ("predictions", "prediction_error"),
             ("labels", "label_error"),
             ("test photos before", "point_error_before"),
@@ -87,6 +93,13 @@ def ablations_markdown(record: Mapping[str, object]) -> str:
             ("another room before", "elsewhere_before"),
             ("another room after", "elsewhere"),
         ]
+        if any(entry["moving_labelled"]["mean"] is not None for entry in by_variant.values()):
+            shown += [
+                ("moving pixels labelled", "moving_labelled"),
+                ("static pixels labelled", "static_labelled"),
+                ("moving pixels in the cloud", "moving_in_cloud"),
+                ("static pixels in the cloud", "static_in_cloud"),
+            ]
         kept = [
             (title, name)
             for title, name in shown

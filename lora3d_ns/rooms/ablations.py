@@ -193,6 +193,15 @@ STUDIES: Mapping[str, Study] = {
             for weight in (0.0, 0.3, 1.0)
         ),
     ),
+    "moving": Study(
+        question="What moves, on rooms in which something does (--rooms moving-0 moving-1 moving-2)",
+        variants=(
+            Variant(name="raw confidence", settings=changed(labels={"weights": "confidence", "moving": True})),
+            Variant(name="calibrated weight", settings=changed(labels={"moving": True})),
+            Variant(name="without pixels that no static geometry explains (default)"),
+            Variant(name="and without them in the alignment", settings=changed(alignment={"mask_moving": True})),
+        ),
+    ),
     "recipe": Study(
         question="The recipe",
         variants=(

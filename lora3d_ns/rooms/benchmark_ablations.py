@@ -2,18 +2,20 @@
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from lora3d_ns.adapter.adapter import Adapter, target_layers
 from lora3d_ns.adapter.finetune import finetune
 from lora3d_ns.adapter.lora import LoraSettings, with_adapter
 from lora3d_ns.benchmark_record import machine_record, write_record
 from lora3d_ns.errors import SettingsError, TooFewLabelsError
-from lora3d_ns.evaluation.metrics import point_error
+from lora3d_ns.evaluation.metrics import absolute_trajectory_error, point_error
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
@@ -159,6 +161,15 @@ class _Bench:
                 }
             ),
             "label_error": label_error_m(made.labels, photos),
+            "ate": absolute_trajectory_error(made.before.aligned.cameras.T_world_camera, photos.cameras.T_world_camera),
+            **moving_shares(
+                made.labels,
+                photos,
+                [
+                    (weight >= settings.point_cutoff) & ~moving
+                    for weight, moving in zip(made.before.aligned.view_weights, made.before.aligned.moving, strict=True)
+                ],
+            ),
             "seconds": time.perf_counter() - begun,
         }
         if made.gate is not None:
@@ -336,6 +347,29 @@ def label_error_m(labels: PseudoLabels, photos: RoomPhotos) -> float | None:
 
 
 _LEAST_PIXELS = 20
+
+
+def moving_shares(
+    labels: PseudoLabels, photos: RoomPhotos, in_cloud: Sequence[Bool[Tensor, "_ _"]]
+) -> dict[str, float | None]:
+    """Share of what truly moves, and of what does not, that got into the labels and into the cloud.
+
+    Args:
+        labels: Of these photos.
+        photos: With the truth.
+        in_cloud: Per photo, which pixels are points of the scene.
+    """
+    labelled = [torch.zeros_like(static) for static in photos.static]
+    for (i, j), first, second in zip(labels.graph.edges, labels.valid_first, labels.valid_second, strict=True):
+        labelled[i] |= first
+        labelled[j] |= second
+    static = torch.cat([mask.flatten() for mask in photos.static])
+    shares: dict[str, float | None] = {}
+    for name, masks in (("labelled", labelled), ("in_cloud", in_cloud)):
+        chosen = torch.cat([mask.flatten() for mask in masks]).float()
+        shares[f"moving_{name}"] = float(chosen[~static].mean()) if bool((~static).any()) else None
+        shares[f"static_{name}"] = float(chosen[static].mean())
+    return shares
 
 
 def true_overlaps(photos: RoomPhotos) -> dict[Edge, float]:

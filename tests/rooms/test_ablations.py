@@ -20,6 +20,7 @@ from lora3d_ns.rooms.benchmark_ablations import (
     AblationSettings,
     label_error_m,
     layers_of,
+    moving_shares,
     pair_point_errors,
     run_ablations,
     true_overlaps,
@@ -164,6 +165,33 @@ def test_true_labels_have_no_error() -> None:
         depths=[torch.zeros_like(depth) for depth in photos.depths_m],
     )
     assert label_error_m(nothing, photos) is None
+
+
+def test_shares_of_what_moves_by_hand() -> None:
+    photos = room(2, shapes=((8, 10),))
+    static = [torch.ones(8, 10, dtype=torch.bool) for _ in range(2)]
+    static[0][0] = False
+    photos = dataclasses.replace(photos, static=tuple(static))
+    cameras = photos.cameras
+    labels = labels_from_depths(
+        photos.views,
+        build_pair_graph(CompleteGraph(), 2),
+        T_world_camera=cameras.T_world_camera,
+        K=cameras.K,
+        depths=photos.depths_m,
+    )
+    valid, nothing = torch.ones(8, 10, dtype=torch.bool), torch.zeros(8, 10, dtype=torch.bool)
+    valid[0, :3] = False
+    labels = dataclasses.replace(labels, valid_first=(valid, valid), valid_second=(nothing, nothing))
+    first = torch.ones(8, 10, dtype=torch.bool)
+    first[0, 0] = False
+    shares = moving_shares(labels, photos, [first, valid])
+    # Of photo 0 the first row moves: seven of its ten pixels are labelled, nine in the cloud.
+    assert shares["moving_labelled"] == pytest.approx(0.7)
+    assert shares["moving_in_cloud"] == pytest.approx(0.9)
+    # Of the 150 others, three of photo 1 are not labelled, and these are not in the cloud either.
+    assert shares["static_labelled"] == pytest.approx(147 / 150)
+    assert shares["static_in_cloud"] == pytest.approx(147 / 150)
 
 
 def test_errors_of_every_ordered_pair() -> None:

@@ -320,6 +320,8 @@ class BenchmarkAblations:
     """Network by name or path."""
     cache: Path | None = None
     """Folder for results of stages and variants, so that an interrupted run goes on."""
+    pictures: Path | None = None
+    """Folder for pictures of the studies `reference` and `photos`."""
     json: Path | None = None
     """File for the record."""
 
@@ -336,7 +338,13 @@ class BenchmarkAblations:
             cache=self.cache,
             json_file=self.json,
         )
-        print(ablations_markdown(run_ablations(load_network(self.network), settings)))
+        record = run_ablations(load_network(self.network), settings)
+        print(ablations_markdown(record))
+        if self.pictures is not None:
+            from lora3d_ns.rooms.ablation_pictures import draw_studies
+
+            for picture in draw_studies(record, self.pictures):
+                print(f"Picture:  {picture}")
 
 
 @dataclass(frozen=True, kw_only=True)

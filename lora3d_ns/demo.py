@@ -155,7 +155,7 @@ def _arms(
         measured[arm] = measure(
             ArmResult(predictions=understood.predictions, cameras=understood.aligned.cameras), truth
         )
-    seconds["align"] = by_arm["robust"].seconds["match"] + by_arm["robust"].seconds["align"]
+    seconds["align"] = sum(by_arm["robust"].seconds.get(stage, 0.0) for stage in ("match", "align", "stereo"))
     made = by_arm["self_calibrated"]
     calibration = made.calibration
     assert calibration is not None

@@ -45,7 +45,7 @@ def test_calibrate_leaves_an_adapter_and_a_report(calibrated: Path) -> None:
     assert report["adapter"] == {"parameters": adapter.parameter_count, "bytes": adapter.nbytes}
     assert report["gate"]["accepted"] is True
     assert len(report["labels"]["coverage"]) == 5
-    assert set(report["seconds"]) == {"predict", "match", "align", "finetune", "gate"}
+    assert set(report["seconds"]) == {"predict", "match", "align", "stereo", "finetune", "gate"}
     assert adapter.provenance["photos"] == 5
 
 

@@ -117,7 +117,7 @@ def test_the_scene_says_how_it_was_made(cached: tuple[Path, Reconstruction], vie
     gate = scene.provenance["gate"]
     assert isinstance(gate, dict)
     assert gate["accepted"] is True
-    assert set(scene.provenance["seconds"]) == {"predict", "match", "align", "finetune", "gate"}  # type: ignore[arg-type]
+    assert set(scene.provenance["seconds"]) == {"predict", "match", "align", "stereo", "finetune", "gate"}  # type: ignore[arg-type]
 
 
 def test_points_of_the_scene_project_into_their_own_pixels(cached: tuple[Path, Reconstruction], views: Views) -> None:
@@ -148,11 +148,11 @@ def test_a_second_run_computes_nothing_and_says_the_same(
     cached: tuple[Path, Reconstruction], views: Views, network: Dust3r, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, first = cached
-    for name in ("match_views", "align", "finetune"):
+    for name in ("match_views", "align", "with_stereo_depths", "finetune"):
         monkeypatch.setattr(stages_module, name, lambda *_args, **_kwargs: pytest.fail("computed again"))
     cache = StageCache(folder)
     again = reconstruct(views, network, quick(), base_name="rooms", cache=cache)
-    assert cache.reused == ["predict", "match", "align", "finetune", "predict", "match", "align"]
+    assert cache.reused == ["predict", "match", "align", "stereo", "finetune", "predict", "match", "align", "stereo"]
     assert same_scene(first, again)
 
 
@@ -181,7 +181,7 @@ def test_other_settings_are_other_stages(cached: tuple[Path, Reconstruction], vi
     settings = quick()
     other = dataclasses.replace(settings, finetune=dataclasses.replace(settings.finetune, seed=1, epochs=1))
     self_calibrate(views, network, other, base_name="rooms", cache=cache)
-    assert cache.reused == ["predict", "match", "align"]
+    assert cache.reused == ["predict", "match", "align", "stereo"]
 
 
 def test_a_full_disk_is_said_and_nothing_half_written_is_believed(

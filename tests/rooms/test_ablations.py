@@ -8,12 +8,14 @@ import pytest
 import torch
 from adapter.lesson_samples import tiny_network
 from alignment.aligned_rooms import room
+from PIL import Image
 
-from lora3d_ns.errors import SettingsError
+from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.pseudo_labels import labels_from_depths
 from lora3d_ns.rooms import benchmark_ablations
+from lora3d_ns.rooms.ablation_pictures import draw_studies
 from lora3d_ns.rooms.ablation_tables import ablations_markdown, summarize_ablations
 from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, Study, Variant, changed
 from lora3d_ns.rooms.benchmark_ablations import (
@@ -272,6 +274,34 @@ def test_a_run_its_tables_and_a_second_run_that_computes_nothing(
     monkeypatch.setattr(benchmark_ablations, "self_calibrate", never)
     again = run_ablations(network, settings)
     assert again["rows"] == record["rows"]
+
+
+def test_pictures_of_the_studies_that_have_one(tmp_path: Path) -> None:
+    rows = [
+        {
+            "study": study,
+            "scene": "a",
+            "variant": variant,
+            "point_error_before": 1.0,
+            "point_error": error,
+            "label_error": None,
+            "prediction_error": 1.0,
+            "seconds": 3.0,
+        }
+        for study, variant, error in (
+            ("photos", "3 photos", 0.8),
+            ("photos", "10 photos", 0.5),
+            ("rank", "rank 4", 0.6),
+        )
+    ]
+    drawn = draw_studies({"studies": summarize_ablations(rows)}, tmp_path / "pictures")
+    assert [path.name for path in drawn] == ["photos.png"]
+    with Image.open(drawn[0]) as picture:
+        # Not all of one colour: something is drawn in each half.
+        halves = [picture.convert("L").crop((x, 40, x + 300, 300)).getextrema() for x in (60, 460)]
+    assert all(low < 128 < high for low, high in halves)
+    with pytest.raises(InvalidDataError):
+        draw_studies({"studies": {"rank": {}}}, tmp_path)
 
 
 def test_summaries_by_hand() -> None:

@@ -59,8 +59,8 @@ def test_reconstruct_goes_on_from_what_calibrate_left(
     )
     after = {path.name: path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
     assert {name: after[name] for name in before} == before
-    # Predictions, matches and alignment with the adapter are new.
-    assert len(after) == len(before) + 3
+    # Predictions, matches, alignment and corrected depths with the adapter are new.
+    assert len(after) == len(before) + 4
     scene = load_scene(calibrated / "scene")
     assert scene.names == tuple(f"{view}.png" for view in range(5))
     report = json.loads((calibrated / "scene.json").read_text())

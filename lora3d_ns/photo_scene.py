@@ -32,9 +32,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.photos.files import (
     PhotoFile,
     PhotoHeader,
-    decoder_errors_named,
-    open_file,
-    open_image,
+    is_plain,
     read_header,
 )
 from lora3d_ns.photos.masks import find_masks
@@ -366,7 +364,7 @@ def _write_pixels(
     written: list[tuple[str | None, str | None]] = []
     with progress_bar("Writing photos", len(files), shown=show_progress) as advance:
         for number, (file, header, mask) in enumerate(zip(files, headers, masks, strict=True)):
-            plain = _is_plain(header)
+            plain = is_plain(header)
             image, counts = None, None
             if not plain or mask is not None:
                 source = load_source_photo(header, mask, settings)
@@ -384,15 +382,6 @@ def _write_pixels(
                 white = Image.new("L", header.upright_size, 255)
                 written[number] = (image, _write_image(folder, "masks", number, file, white))
     return written
-
-
-def _is_plain(header: PhotoHeader) -> bool:
-    """Whether programs that know nothing of orientation, profiles or transparency read the file as we do."""
-    if header.kind not in ("jpeg", "png") or header.orientation != 1 or header.icc_profile is not None:
-        return False
-    # Not through Image.open, which refuses large photos that we take.
-    with open_file(header.path) as file, decoder_errors_named(header.path), open_image(file, header.kind) as image:
-        return image.mode in ("RGB", "L") and "transparency" not in image.info
 
 
 def _write_image(folder: Path, kind: str, number: int, file: PhotoFile, image: Image.Image) -> str:

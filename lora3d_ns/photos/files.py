@@ -289,6 +289,15 @@ def open_image(file: IO[bytes], kind: PhotoKind) -> ImageFile.ImageFile:
     return HeifImageFile(file)
 
 
+def is_plain(header: PhotoHeader) -> bool:
+    """Whether programs that know nothing of orientation, profiles or transparency read the file as we do."""
+    if header.kind not in ("jpeg", "png") or header.orientation != 1 or header.icc_profile is not None:
+        return False
+    # Not through Image.open, which refuses large photos that we take.
+    with open_file(header.path) as file, decoder_errors_named(header.path), open_image(file, header.kind) as image:
+        return image.mode in ("RGB", "L") and "transparency" not in image.info
+
+
 def _png_chunk(file: IO[bytes], wanted: bytes) -> bytes | None:
     """Content of a PNG's first chunk of this type, wherever it lies: EXIF may follow the pixels."""
     file.seek(8)

@@ -1,0 +1,1 @@
+"""A finished scene in the formats of other programs."""

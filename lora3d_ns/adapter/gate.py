@@ -36,8 +36,8 @@ class GateSettings:
     """
 
     most_label_error: float = 1.0
-    most_order_error: float = 2.0
-    most_match_error: float = 2.0
+    most_order_error: float = 2.2
+    most_match_error: float = 2.2
     least_matches: int = 50
 
     def __post_init__(self) -> None:

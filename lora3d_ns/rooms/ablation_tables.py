@@ -32,7 +32,8 @@ _SUMMARIZED = (
 def summarize_ablations(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[str, object]]]:
     """`studies.{study}.{variant}`: mean and median of every figure, rooms better and worse on the test photos.
 
-    `gap_closure` is of the mean errors, against the variant that learnt the truth where the study has it.
+    `gap_closure` is of the mean errors, against the variant that learnt the truth where the study has it; None if the
+    truth was no help.
     """
     studies: dict[str, dict[str, dict[str, object]]] = {}
     for study in dict.fromkeys(str(row["study"]) for row in rows):
@@ -52,7 +53,8 @@ def summarize_ablations(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[
     if truth is not None:
         for entry in studies["reference"].values():
             before_m, after_m = _mean_of(entry, "point_error_before"), _mean_of(entry, "point_error")
-            entry["gap_closure"] = gap_closure(before_m, after_m, _mean_of(truth, "point_error"))
+            bound_m = _mean_of(truth, "point_error")
+            entry["gap_closure"] = gap_closure(before_m, after_m, bound_m) if before_m > bound_m else None
     return studies
 
 
@@ -114,7 +116,8 @@ def ablations_markdown(record: Mapping[str, object]) -> str:
             line["better / worse"] = f"{entry['improved']} / {entry['worse']}"
             line["parameters"] = entry["parameters"]
             if "gap_closure" in entry:
-                line["gap closure"] = f"{entry['gap_closure']:.0%}"
+                closed = entry["gap_closure"]
+                line["gap closure"] = "-" if closed is None else f"{closed:.0%}"
             if entry["too_few_labels"]:
                 line["variant"] = f"{variant} (too few labels in {entry['too_few_labels']})"
             lines.append(line)

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lora3d_ns.adapter.lora import LoraSettings, with_adapter
 from lora3d_ns.benchmark_record import machine_record, write_record
 from lora3d_ns.errors import SettingsError, TooFewLabelsError
 from lora3d_ns.evaluation.metrics import absolute_trajectory_error, point_error
+from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
@@ -34,7 +36,7 @@ Edge = tuple[int, int]
 
 LITTLE_OVERLAP = 0.3
 """Pairs whose second photo shows less of the first count as having little in common."""
-_VERSION = 1
+_VERSION = 2
 _SAME_DEPTH = 0.1
 _REUSE = "reuse"
 
@@ -77,7 +79,8 @@ class AblationSettings:
 def run_ablations(network: Dust3r, settings: AblationSettings) -> dict[str, object]:
     """Calibrates every room in every variant of the studies.
 
-    Every variant is measured with its adapter whether the gate accepts it or not; `accepted` says what the gate did.
+    Every variant is measured with its adapter whether the gate accepts it or not; `accepted` says what the gate did,
+    None where something else than an adapter learnt. `seconds` are those of learning; what the cache has takes none.
 
     Returns:
         The record, with `rows` and `studies.{study}.{variant}`.
@@ -110,6 +113,7 @@ class _Bench:
         self.network = network
         self.settings = settings
         self.cache = cache
+        self.of_network = network_fingerprint(network)
         self.size = (network.config.image_size, network.config.image_size)
         self._scenes: dict[tuple[str, int], BenchmarkScene] = {}
         self._errors: dict[tuple[int, str], dict[Edge, float]] = {}
@@ -127,14 +131,16 @@ class _Bench:
             )
         return self._scenes[room, photos]
 
-    def elsewhere(self, room: str) -> str:
-        """Another room of the list, to see what was forgotten."""
+    def elsewhere(self, room: str) -> str | None:
+        """Another room of the list, to see what was forgotten; None if there is no other."""
         rooms = self.settings.rooms
-        return rooms[(rooms.index(room) + 1) % len(rooms)]
+        other = rooms[(rooms.index(room) + 1) % len(rooms)]
+        return None if other == room else other
 
     def row(self, room: str, variant: Variant) -> dict[str, object]:
         """What a variant came to in a room."""
-        key = fingerprint(_VERSION, room, self.settings.seed_offset, self.elsewhere(room), _key_of(variant))
+        of_room = (room, self.settings.seed_offset, self.elsewhere(room))
+        key = fingerprint(_VERSION, self.of_network, of_room, _key_of(variant))
         return self.cache.result("ablation", key, dict, lambda: self._measured(room, variant))
 
     def _measured(self, room: str, variant: Variant) -> dict[str, object]:
@@ -147,12 +153,15 @@ class _Bench:
         except TooFewLabelsError:
             return {**self._compared(self.network, room), "too_few_labels": True}
         learnt, parameters = self._learnt(variant, made, photos, settings)
+        seconds = time.perf_counter() - begun
+        # The gate and the best epoch are the adapter's, which is made for its labels here.
+        gate = made.gate if variant.learner == "adapter" else None
         found = {
             **self._compared(learnt, room),
             "photos": variant.photos,
             "parameters": parameters,
-            "best_epoch": made.finetuned.best_epoch,
-            "accepted": None if made.gate is None else made.gate.accepted,
+            "best_epoch": made.finetuned.best_epoch if variant.learner == "adapter" else None,
+            "accepted": None if gate is None else gate.accepted,
             "coverage": float(made.labels.coverage.mean()),
             "prediction_error": _mean(
                 {
@@ -170,11 +179,11 @@ class _Bench:
                     for weight, moving in zip(made.before.aligned.view_weights, made.before.aligned.moving, strict=True)
                 ],
             ),
-            "seconds": time.perf_counter() - begun,
+            "seconds": seconds,
         }
-        if made.gate is not None:
+        if gate is not None:
             for name in ("label_error", "order_error", "match_error"):
-                before, after = getattr(made.gate.before, name), getattr(made.gate.after, name)
+                before, after = getattr(gate.before, name), getattr(gate.after, name)
                 found[f"gate_{name}"] = None if before is None or after is None else after / max(before, 1e-12)
         return found
 
@@ -203,8 +212,8 @@ class _Bench:
             "little_overlap": _mean({edge: after[edge] for edge in little}),
             "much_overlap_before": _mean({edge: error for edge, error in before.items() if edge not in little}),
             "much_overlap": _mean({edge: error for edge, error in after.items() if edge not in little}),
-            "elsewhere_before": _mean(self._base_errors(other)),
-            "elsewhere": _mean(pair_point_errors(learnt, self.scene(other, _ANY).test)),
+            "elsewhere_before": None if other is None else _mean(self._base_errors(other)),
+            "elsewhere": None if other is None else _mean(pair_point_errors(learnt, self.scene(other, _ANY).test)),
         }
 
     def _base_errors(self, room: str) -> dict[Edge, float]:
@@ -214,41 +223,39 @@ class _Bench:
 
     def reused(self, room: str) -> dict[str, object]:
         """One adapter that learnt all rooms but the last at once; the last one it never saw (LoRA3D, App. A.7)."""
-        key = fingerprint(_VERSION, _REUSE, self.settings.rooms, self.settings.seed_offset, room)
+        key = fingerprint(_VERSION, self.of_network, _REUSE, self.settings.rooms, self.settings.seed_offset, room)
         return self.cache.result("ablation", key, dict, lambda: self._reused(room))
 
     def _reused(self, room: str) -> dict[str, object]:
+        own = self.row(room, Variant(name="default"))
+        return {
+            **self._compared(with_adapter(self.network, self._together), room),
+            "own_adapter": own["point_error"],
+            "taught": room in self.settings.rooms[:-1],
+            "parameters": self._together.parameter_count,
+        }
+
+    @cached_property
+    def _together(self) -> Adapter:
+        """The adapter of all rooms but the last, learnt once."""
         settings = ReconstructSettings().silent()
         taught = self.settings.rooms[:-1]
-        lessons = []
-        for other in taught:
-            photos = self.scene(other, _ANY).calibration
-            lessons.append((photos.views, _calibrated(photos, self.network, settings, self.cache).labels))
-        views, labels = joined(lessons)
-        tuned = self.cache.result(
-            "together",
-            fingerprint(_VERSION, taught, self.settings.seed_offset),
-            dict,
-            lambda: {
-                "adapter": finetune(
-                    views, labels, self.network, settings.finetune, base_name=BENCHMARK_NETWORK_NAME
-                ).adapter.tensors
-            },
-        )
-        own = self.row(room, Variant(name="default"))
-        adapter = Adapter(
+
+        def learn() -> dict[str, Mapping[str, Tensor]]:
+            lessons = []
+            for room in taught:
+                photos = self.scene(room, _ANY).calibration
+                lessons.append((photos.views, _calibrated(photos, self.network, settings, self.cache).labels))
+            tuned = finetune(*joined(lessons), self.network, settings.finetune, base_name=BENCHMARK_NETWORK_NAME)
+            return {"adapter": tuned.adapter.tensors}
+
+        key = fingerprint(_VERSION, self.of_network, taught, self.settings.seed_offset)
+        return Adapter(
             settings=settings.finetune.lora,
-            tensors=tuned["adapter"],
+            tensors=self.cache.result("together", key, dict, learn)["adapter"],
             base_name=BENCHMARK_NETWORK_NAME,
-            base_fingerprint="",
+            base_fingerprint=self.of_network,
         )
-        together = self._compared(with_adapter(self.network, adapter), room)
-        return {
-            **together,
-            "own_adapter": own["point_error"],
-            "taught": room in taught,
-            "parameters": adapter.parameter_count,
-        }
 
 
 _ANY = 10

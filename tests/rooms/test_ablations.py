@@ -10,16 +10,22 @@ from adapter.lesson_samples import tiny_network
 from alignment.aligned_rooms import room
 from PIL import Image
 
+from lora3d_ns.adapter.adapter import target_layers
+from lora3d_ns.cli import main
+from lora3d_ns.cli_benchmarks import BenchmarkAblations
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
+from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.pseudo_labels import labels_from_depths
-from lora3d_ns.rooms import benchmark_ablations
+from lora3d_ns.rooms import ablation_tables, benchmark_ablations, benchmark_scenes
 from lora3d_ns.rooms.ablation_pictures import draw_studies
 from lora3d_ns.rooms.ablation_tables import ablations_markdown, summarize_ablations
-from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, Study, Variant, changed
+from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, VALIDATION_OFFSET, Study, Variant, changed
+from lora3d_ns.rooms.benchmark import mean_point_error, measure
 from lora3d_ns.rooms.benchmark_ablations import (
     AblationSettings,
+    _chosen,
     label_error_m,
     layers_of,
     moving_shares,
@@ -27,6 +33,7 @@ from lora3d_ns.rooms.benchmark_ablations import (
     run_ablations,
     true_overlaps,
 )
+from lora3d_ns.rooms.benchmark_arms import ArmResult
 from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -93,6 +100,11 @@ def test_layers_by_name() -> None:
     assert all(name.startswith("dec_blocks") for name in decoders)
     assert layers_of(network, "qkv") == ("qkv",)
     assert set(layers_of(network, "attention")) < set(layers_of(network, "attention_and_mlps"))
+    # What the names mean: per block of the encoder 1, 2 or 3 layers, of the decoders 4, 6 or 6.
+    counts = {name: len(target_layers(network, layers_of(network, name))) for name in ("qkv", "attention", "decoders")}
+    assert counts == {"qkv": 5, "attention": 1 + 4 * 4, "decoders": 4 * 4}
+    assert len(target_layers(network, layers_of(network, "attention_and_outputs"))) == 2 + 4 * 6
+    assert len(target_layers(network, layers_of(network, "attention_and_mlps"))) == 3 + 4 * 6
     with pytest.raises(SettingsError):
         layers_of(network, "heads")
 
@@ -125,6 +137,7 @@ def test_overlaps_are_those_of_the_loops() -> None:
     for (i, j), overlap in overlaps.items():
         # A point on the edge of a pixel may fall on either side.
         assert overlap == pytest.approx(naive_overlap(photos, i, j), abs=2 / (24 * 32))
+    # Another photo from the same place with the same lens shows all of the first.
     twice = dataclasses.replace(
         photos,
         cameras=dataclasses.replace(
@@ -133,10 +146,10 @@ def test_overlaps_are_those_of_the_loops() -> None:
             K=photos.cameras.K[[0, 0, 2]],
         ),
         depths_m=(photos.depths_m[0], photos.depths_m[0], photos.depths_m[2]),
-        views=photos.views.select([0, 1, 2]),
     )
-    same = true_overlaps(dataclasses.replace(twice, depths_m=(photos.depths_m[0],) * 2 + photos.depths_m[2:]))
-    assert same[0, 1] > 0.99
+    same = true_overlaps(twice)
+    assert same[0, 1] == same[1, 0] == 1.0
+    assert same[0, 2] == overlaps[0, 2]
 
 
 def test_true_labels_have_no_error() -> None:
@@ -196,10 +209,46 @@ def test_shares_of_what_moves_by_hand() -> None:
     assert shares["static_in_cloud"] == pytest.approx(147 / 150)
 
 
-def test_errors_of_every_ordered_pair() -> None:
-    errors = pair_point_errors(tiny_network(), room(3, shapes=((16, 24),)))
+def test_errors_of_every_ordered_pair_are_in_the_mean_those_of_the_benchmark() -> None:
+    network, photos = tiny_network(), room(3, shapes=((16, 24),))
+    static = [torch.ones(16, 24, dtype=torch.bool) for _ in range(3)]
+    static[1][:, :9] = False
+    photos = dataclasses.replace(photos, static=tuple(static))
+    errors = pair_point_errors(network, photos)
     assert set(errors) == {(i, j) for i in range(3) for j in range(3) if i != j}
-    assert all(error > 0 for error in errors.values())
+    assert len(set(errors.values())) == 6
+    graph = build_pair_graph(CompleteGraph(), 3)
+    predictions = predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
+    measured = measure(ArmResult(predictions=predictions, cameras=photos.cameras), photos)
+    assert measured["point_error"] == pytest.approx(sum(errors.values()) / 6)
+    assert mean_point_error(predictions, photos) == pytest.approx(sum(errors.values()) / 6)
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(2, [0, 6]), (3, [0, 3, 6]), (4, [0, 2, 4, 6]), (7, list(range(7)))])
+def test_photos_are_chosen_evenly_with_all_that_belongs_to_them(count: int, chosen: list[int]) -> None:
+    photos = room(7, shapes=((8, 10),))
+    some = _chosen(photos, Variant(name="some", photos=count, chosen_from=7))
+    assert some.views.names == tuple(photos.views.names[view] for view in chosen)
+    assert torch.equal(some.cameras.T_world_camera, photos.cameras.T_world_camera[chosen])
+    assert torch.equal(some.cameras.K, photos.cameras.K[chosen])
+    for ours, view in enumerate(chosen):
+        assert torch.equal(some.views.images[ours], photos.views.images[view])
+        assert torch.equal(some.depths_m[ours], photos.depths_m[view])
+        assert torch.equal(some.static[ours], photos.static[view])
+
+
+def test_random_choices_repeat_no_photo_and_depend_on_their_seed_alone() -> None:
+    photos = room(7, shapes=((8, 10),))
+    choices = [
+        _chosen(photos, Variant(name="some", photos=4, chosen_from=7, choice_seed=seed)).views.names
+        for seed in (0, 1, 2, 3, 0, 1, 2, 3)
+    ]
+    assert choices[:4] == choices[4:]
+    assert len(set(choices)) == 4
+    for names in choices:
+        assert len(set(names)) == 4
+        # In the order along the path.
+        assert list(names) == [name for name in photos.views.names if name in names]
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -227,8 +276,10 @@ def _quick_studies(monkeypatch: pytest.MonkeyPatch) -> None:
             no_labels,
         ),
     )
-    for module in (benchmark_ablations, __import__("lora3d_ns.rooms.ablation_tables", fromlist=["STUDIES"])):
+    for module in (benchmark_ablations, ablation_tables):
         monkeypatch.setattr(module, "STUDIES", {"quick": few, "others": others})
+    # To be tested on; 90 pairs take long.
+    monkeypatch.setattr(benchmark_scenes, "PHOTOS", 4)
 
 
 @pytest.mark.usefixtures("quick_studies")
@@ -271,7 +322,8 @@ def test_a_run_its_tables_and_a_second_run_that_computes_nothing(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(benchmark_ablations, "self_calibrate", never)
+    for name in ("self_calibrate", "predict_pairs", "make_scene"):
+        monkeypatch.setattr(benchmark_ablations, name, never)
     again = run_ablations(network, settings)
     assert again["rows"] == record["rows"]
 
@@ -304,27 +356,26 @@ def test_pictures_of_the_studies_that_have_one(tmp_path: Path) -> None:
         draw_studies({"studies": {"rank": {}}}, tmp_path)
 
 
-def test_summaries_by_hand() -> None:
-    def row(scene: str, variant: str, before: float, after: float) -> dict[str, object]:
-        return {
-            "study": "reference",
-            "scene": scene,
-            "variant": variant,
-            "point_error_before": before,
-            "point_error": after,
-            "accepted": after < before,
-            "parameters": 7,
-        }
+# --- the command ----------------------------------------------------------------------------------
 
-    rows = [
-        row("a", "default", 1.0, 0.6),
-        row("b", "default", 2.0, 2.2),
-        row("a", "true depths and cameras", 1.0, 0.4),
-        row("b", "true depths and cameras", 2.0, 1.6),
-    ]
-    entry = summarize_ablations(rows)["reference"]["default"]
-    assert entry["point_error"] == {"mean": pytest.approx(1.4), "median": pytest.approx(1.4)}
-    assert (entry["improved"], entry["worse"], entry["accepted"], entry["parameters"]) == (1, 1, 1, 7)
-    # (1.5 - 1.4) / (1.5 - 1.0)
-    assert entry["gap_closure"] == pytest.approx(0.2)
-    assert entry["label_error"] == {"mean": None, "median": None}
+
+def test_the_command_explains_itself(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "ablations", "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--studies", "--rooms", "--cache", "--json", "--pictures"))
+
+
+def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "ablations", "--studies", "nonsense"])
+    assert stopped.value.code == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_the_command_runs_what_the_studies_are_meant_for_by_default() -> None:
+    # What moves needs rooms of its own.
+    assert set(BenchmarkAblations().studies) == set(STUDIES) - {"moving"}
+    assert BenchmarkAblations().rooms == AblationSettings(studies=("rank",)).rooms == ABLATION_ROOMS
+    assert BenchmarkAblations().seed_offset == VALIDATION_OFFSET

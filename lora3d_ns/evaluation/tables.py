@@ -38,6 +38,8 @@ def bootstrap_interval(differences: Sequence[float], *, confidence: float = 0.95
 
     Raises:
         InvalidDataError: There are fewer than two differences.
+
+    Differences that are all equal leave nothing to draw: both ends are their value.
     """
     from scipy.stats import bootstrap
 

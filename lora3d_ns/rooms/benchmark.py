@@ -7,6 +7,7 @@ of six. A seed offset moves all of them to scenes of the same kind that nobody h
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -67,9 +68,10 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
     """`summary.{domain}.{arm}` and `summary.all.{arm}`.
 
     Each holds mean and median of every metric; `improved` and `worse`, the numbers of scenes whose point error is
-    below and above the `pretrained` arm's, and `worse_by_2_percent` of them; `change` of the mean point error against
-    that arm with the ends of its bootstrap interval; and `gap_closure` of the mean point errors, None without the arm
-    `gt_finetuned` or where that one is no better than `pretrained`.
+    below and above the `pretrained` arm's; and `gap_closure` of the mean point errors, None without the arm
+    `gt_finetuned` or where that one is no better than `pretrained`. Arms beside `pretrained` also hold
+    `worse_than_2_percent`, the number of scenes whose point error is more than 2 % above that arm's, and
+    `point_error_change`: the mean difference from it with the ends of its 95 % bootstrap interval, None for one scene.
     """
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
     domains = list(dict.fromkeys(str(row["domain"]) for row in rows))
@@ -85,12 +87,10 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
                 entry[metric] = mean_and_median([_number(row[metric]) for row in chosen])
             if "pretrained" in errors:
                 entry["improved"], entry["worse"] = count_changes(errors["pretrained"], errors[arm])
-                pairs = list(zip(errors["pretrained"], errors[arm], strict=True))
-                entry["worse_by_2_percent"] = sum(new > 1.02 * old for old, new in pairs)
-                if len(pairs) > 1:
-                    differences = [new - old for old, new in pairs]
-                    low, high = bootstrap_interval(differences)
-                    entry["change"] = {"mean": sum(differences) / len(differences), "low": low, "high": high}
+                if arm != "pretrained":
+                    pairs = list(zip(errors["pretrained"], errors[arm], strict=True))
+                    entry["worse_than_2_percent"] = sum(new > 1.02 * old for old, new in pairs)
+                    entry["point_error_change"] = _change([new - old for old, new in pairs])
             entry["gap_closure"] = _gap_closure(means, arm)
             summary[domain][arm] = entry
     return summary
@@ -98,6 +98,13 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
 
 def _number(value: object) -> float | None:
     return None if value is None else float(str(value))
+
+
+def _change(differences: Sequence[float]) -> dict[str, float] | None:
+    if len(differences) < 2:
+        return None
+    low, high = bootstrap_interval(differences)
+    return {"mean": fmean(differences), "low": low, "high": high}
 
 
 def _gap_closure(means: Mapping[str, float | None], arm: str) -> float | None:
@@ -178,7 +185,10 @@ def mean_point_error(predictions: PairPredictions, truth: RoomPhotos) -> float:
 
 
 def benchmark_markdown(record: Mapping[str, object]) -> str:
-    """The summary of a record as a Markdown table: one line per domain and arm, mean and median of each metric."""
+    """The summary of a record as a Markdown table: one line per domain and arm, mean and median of each metric.
+
+    Below it, one line for each arm that can be compared with `pretrained`: how its point error differs.
+    """
     summary = record["summary"]
     if not isinstance(summary, Mapping):
         raise InvalidDataError("the record has no summary", way_out="Give a record of `run_rooms_benchmark`")
@@ -194,11 +204,11 @@ def benchmark_markdown(record: Mapping[str, object]) -> str:
     table = markdown_table(lines, ["domain", "arm", "scenes", *METRICS, "improved", "worse", "gap_closure"])
     changes = []
     for arm, entry in summary["all"].items():
-        change = entry.get("change")
-        if change is not None and arm != "pretrained":
+        change = entry.get("point_error_change")
+        if change is not None:
             mean, low, high = (f"{change[key]:+.3f}" for key in ("mean", "low", "high"))
             changes.append(
-                f"{arm} - pretrained: {mean} m point error, {low} to {high} in 95 % of bootstrap samples; "
-                f"{entry['worse_by_2_percent']} scenes worse by more than 2 %"
+                f"{arm} - pretrained: {mean} m point error, 95 % of bootstrap samples between {low} and {high}; "
+                f"{entry['worse_than_2_percent']} of {entry['scenes']} scenes more than 2 % worse"
             )
     return "\n".join([table, "", *changes]) if changes else table

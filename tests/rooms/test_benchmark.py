@@ -6,14 +6,20 @@ import torch
 
 from lora3d_ns.conventions import pixel_centres
 from lora3d_ns.errors import InvalidDataError, SettingsError
-from lora3d_ns.evaluation.tables import bootstrap_interval, count_changes, markdown_table, mean_and_median
 from lora3d_ns.geometry.camera import project
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.rooms import benchmark, benchmark_arms, benchmark_scenes
-from lora3d_ns.rooms.benchmark import METRICS, benchmark_markdown, measure, run_rooms_benchmark, summarize
+from lora3d_ns.rooms.benchmark import (
+    METRICS,
+    benchmark_markdown,
+    mean_point_error,
+    measure,
+    run_rooms_benchmark,
+    summarize,
+)
 from lora3d_ns.rooms.benchmark_arms import ARMS, ArmResult
 from lora3d_ns.rooms.benchmark_scenes import EXTRA_DOMAINS, MAIN_DOMAINS, BenchmarkScene, make_scene, truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
@@ -154,9 +160,9 @@ def test_the_command_writes_rows_and_summary(tmp_path: Path, monkeypatch: pytest
     table = benchmark_markdown(record)
     assert len(table.splitlines()) == 2 + 3 * 3 + 1 + 2
     assert "better - pretrained: -0.0" in table
-    change = entry["change"]
+    change = entry["point_error_change"]
     assert change["low"] <= change["mean"] <= change["high"] < 0
-    assert entry["worse_by_2_percent"] == 0
+    assert entry["worse_than_2_percent"] == 0
     assert "| all | better | 4 |" in table
 
 
@@ -180,24 +186,23 @@ def test_a_refused_adapter_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> N
     # Mean lengths of three normal numbers of 0.01 and 0.1.
     assert rows[0]["point_error"] == pytest.approx(0.016, abs=0.001)
     assert rows[0]["refused_point_error"] == pytest.approx(0.16, abs=0.01)
+    scene = make_scene("nominal", 0, size=SIZE)
+    refused = mean_point_error(true_predictions(scene, noise_m=0.1), scene.test)
+    assert rows[0]["refused_point_error"] == refused
+    monkeypatch.setattr(benchmark, "ARMS", {"self_calibrated": arm_with_noise(0.01)})
+    assert benchmark._row(NO_NETWORK, scene, "self_calibrated")["refused_point_error"] is None
 
 
 def test_more_photos_to_calibrate_on_leave_the_test_photos_as_they_are() -> None:
     usual, few = (make_scene("nominal", 0, size=SIZE, calibration_photos=count) for count in (10, 3))
-    assert len(few.calibration.views) == 3
-    for ours, theirs in zip(few.test.views.images, usual.test.views.images, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_bootstrap_intervals_by_hand() -> None:
-    low, high = bootstrap_interval([-1.0, 1.0] * 50)
-    # The mean of 100 numbers of +-1 has a standard deviation of 0.1.
-    assert low == pytest.approx(-0.196, abs=0.03)
-    assert high == pytest.approx(0.196, abs=0.03)
-    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert bootstrap_interval([-1.0, 1.0] * 50) == (low, high)
-    with pytest.raises(InvalidDataError):
-        bootstrap_interval([1.0])
+    assert len(few.calibration.views) == len(few.calibration.depths_m) == len(few.calibration.cameras) == 3
+    places = few.calibration.cameras.T_world_camera[:, :3, 3]
+    assert float((torch.cdist(places, places) + torch.eye(3)).min()) > 0.05
+    for name in ("depths_m", "static"):
+        assert all(map(torch.equal, getattr(few.test, name), getattr(usual.test, name)))
+    assert all(map(torch.equal, few.test.views.images, usual.test.views.images))
+    assert torch.equal(few.test.cameras.T_world_camera, usual.test.cameras.T_world_camera)
+    assert torch.equal(few.test.cameras.K, usual.test.cameras.K)
 
 
 def test_every_arm_of_the_design_that_exists_is_named() -> None:
@@ -228,12 +233,51 @@ def test_summaries_by_hand() -> None:
     assert summary["robust"]["gap_closure"] is None
 
 
-def test_table_helpers_by_hand() -> None:
-    assert mean_and_median([1.0, None, 3.0, 8.0]) == {"mean": 4.0, "median": 3.0}
-    assert mean_and_median([None]) == {"mean": None, "median": None}
-    assert count_changes([1.0, 2.0, 3.0], [0.5, 2.5, 3.0]) == (1, 1)
-    table = markdown_table([{"a": 1.23456, "b": None}, {"a": "x"}], ["a", "b"])
-    assert table == "| a | b |\n|---|---|\n| 1.235 | - |\n| x |  |"
+def rows_of(errors: dict[str, list[float]], domain: str = "nominal") -> list[dict[str, object]]:
+    return [
+        {"domain": domain, "arm": arm, **dict.fromkeys(METRICS, 0.0), "point_error": error}
+        for arm, of_arm in errors.items()
+        for error in of_arm
+    ]
+
+
+def test_changes_against_the_pretrained_arm_by_hand() -> None:
+    rows = rows_of({"pretrained": [1.0, 2.0, 4.0], "robust": [0.71, 2.03, 4.2], "same": [0.8, 1.8, 3.8]})
+    rows += rows_of({"pretrained": [1.0], "robust": [1.5], "same": [0.8]}, "dark")
+    summary = summarize(rows)
+    robust = summary["nominal"]["robust"]
+    # 2.03 is 1.5 % above 2, 4.2 is 5 % above 4.
+    assert (robust["improved"], robust["worse"], robust["worse_than_2_percent"]) == (1, 2, 1)
+    change = robust["point_error_change"]
+    assert isinstance(change, dict)
+    assert change["mean"] == pytest.approx((-0.29 + 0.03 + 0.2) / 3)
+    # Of 27 equally likely samples of three, one is three times the least and one three times the most difference.
+    assert change["low"] == pytest.approx(-0.29)
+    assert change["high"] == pytest.approx(0.2)
+    assert summary["all"]["robust"]["worse_than_2_percent"] == 2
+    # A single scene has no interval.
+    assert summary["dark"]["robust"]["point_error_change"] is None
+    assert summary["dark"]["robust"]["worse_than_2_percent"] == 1
+    for domain in ("nominal", "dark", "all"):
+        assert not {"point_error_change", "worse_than_2_percent"} & set(summary[domain]["pretrained"])
+
+    lines = benchmark_markdown({"summary": summary}).splitlines()
+    assert len(lines) == 2 + 3 * 3 + 1 + 2
+    assert lines[-3] == ""
+    assert lines[-2].startswith("robust - pretrained: +0.110 m point error, 95 % of bootstrap samples between -0.")
+    assert lines[-2].endswith("; 2 of 4 scenes more than 2 % worse")
+    assert lines[-1] == (
+        "same - pretrained: -0.200 m point error, 95 % of bootstrap samples between -0.200 and -0.200; "
+        "0 of 4 scenes more than 2 % worse"
+    )
+
+
+def test_without_the_pretrained_arm_or_with_one_scene_there_is_no_line_of_changes() -> None:
+    without = summarize(rows_of({"robust": [1.0, 2.0], "same": [1.0, 2.0]}))
+    assert not {"point_error_change", "worse_than_2_percent"} & set(without["all"]["robust"])
+    one = summarize(rows_of({"pretrained": [1.0], "robust": [2.0]}))
+    for summary in (without, one):
+        assert "bootstrap" not in benchmark_markdown({"summary": summary})
 
 
 def test_truth_of_photos_loaded_from_disk_is_that_of_their_network_pixels(tmp_path: Path) -> None:

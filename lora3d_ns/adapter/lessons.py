@@ -117,6 +117,8 @@ class Lessons:
         """Mean of `label_loss` over the pairs, each pair for itself: the objective of one step.
 
         So a step can be divided into parts, which add up to it, and what a pair counts does not depend on the others.
+        With a triplet weight, `triplet_disagreement` is added as a share of the pairs too; it is only of pairs in the
+        same part whose two photos have the same two shapes.
 
         Args:
             network: Predicts; with gradients where they are on.

@@ -143,6 +143,13 @@ def test_training_in_place_changes_what_asks_for_gradients_and_nothing_else() ->
     assert min(errors) < errors[0]
 
 
+def test_a_triplet_weight_reaches_the_steps() -> None:
+    lessons = random_lessons(4)
+    plain, drawn = (train(lessons=lessons, triplet_weight=weight) for weight in (0.0, 0.5))
+    assert plain.losses[0] < drawn.losses[0]
+    assert not same_tensors(tensors(plain), tensors(drawn))
+
+
 def test_the_network_is_left_as_it_is() -> None:
     network = tiny_network()
     network.decoder_embed.weight.requires_grad_(False)

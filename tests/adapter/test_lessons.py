@@ -8,6 +8,7 @@ from adapter_samples import relative_difference
 from lesson_samples import SHAPE, TINY, TINY_DPT, TWO_SHAPES, random_lessons, tiny_network, without_labels
 from torch import Tensor
 
+from lora3d_ns.adapter import lessons as lessons_module
 from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch, triplet_disagreement
 from lora3d_ns.adapter.lora import LoraSettings, adapted, trainable_parameters
 from lora3d_ns.adapter.loss import LabelBatch, label_loss, mean_label_error
@@ -186,6 +187,67 @@ def test_pairs_that_share_their_first_photo_are_drawn_together(shapes) -> None:
     naive = naive_disagreement(network, views, labels, edges)
     assert naive > 0.01
     close(drawn - plain, 0.3 * naive / len(edges))
+
+
+def test_of_three_pairs_that_share_a_photo_every_two_are_compared_and_the_gradient_is_that_of_the_loop() -> None:
+    views, labels = random_lessons(4)
+    network = learner()
+    edges = [(0, 1), (0, 2), (0, 3)]
+    by_two = [naive_disagreement(network, views, labels, two) for two in (edges[:2], edges[1:], edges[::2])]
+    assert min(by_two) > 0.01
+    drawn, plain = (
+        Lessons(views, labels, CPU, confidence_alpha=ALPHA, triplet_weight=weight).objective(
+            network, edges, share_encodings=True
+        )
+        for weight in (2.0, 0.0)
+    )
+    close(drawn - plain, 2.0 * torch.stack(by_two).sum() / 3)
+    naive = naive_objective(network, views, labels, edges) + 2.0 * torch.stack(by_two).sum() / 3
+    close(gradient(network, drawn), gradient(network, naive))
+
+
+def test_only_pairs_of_the_same_part_of_a_step_are_compared() -> None:
+    lessons = Lessons(*random_lessons(3), CPU, confidence_alpha=ALPHA, triplet_weight=1.0)
+    network = learner()
+    plain = Lessons(*random_lessons(3), CPU, confidence_alpha=ALPHA)
+    apart = [lessons.objective(network, [edge], share_encodings=True) for edge in ((0, 1), (0, 2))]
+    close(torch.stack(apart).mean(), plain.objective(network, [(0, 1), (0, 2)], share_encodings=True))
+
+
+def test_without_a_triplet_weight_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, labels = random_lessons(3)
+    network, edges = learner(), [(0, 1), (0, 2)]
+    given = Lessons(views, labels, CPU, confidence_alpha=ALPHA, triplet_weight=0.0)
+    expected = given.objective(network, edges, share_encodings=True)
+
+    def never(*_: object) -> Tensor:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr(lessons_module, "triplet_disagreement", never)
+    usual = Lessons(views, labels, CPU, confidence_alpha=ALPHA)
+    assert torch.equal(usual.objective(network, edges, share_encodings=True), expected)
+    with pytest.raises(AssertionError, match="compared"):
+        Lessons(views, labels, CPU, confidence_alpha=ALPHA, triplet_weight=1e-9).objective(
+            network, edges, share_encodings=True
+        )
+
+
+def test_pairs_that_agree_already_have_a_gradient() -> None:
+    _, batch = naive_pair(learner(), *random_lessons(3), (0, 1))
+    twice = LabelBatch(
+        **{field.name: torch.cat([getattr(batch, field.name)] * 2) for field in dataclasses.fields(LabelBatch)}
+    )
+    points = twice.points_first.clone().requires_grad_()
+    output = PairOutput(
+        points_first=points,
+        points_second=twice.points_second,
+        confidence_first=torch.ones(points.shape[:-1]),
+        confidence_second=torch.ones(twice.points_second.shape[:-1]),
+    )
+    found = triplet_disagreement([(0, 1), (0, 2)], output, twice)
+    # The square root of what keeps its derivative finite.
+    assert found.item() == pytest.approx(1e-6, rel=1e-3)
+    assert bool(torch.isfinite(torch.autograd.grad(found, points)[0]).all())
 
 
 def test_what_a_photo_is_paired_with_may_have_any_unit_and_photos_apart_have_nothing_to_agree_on() -> None:

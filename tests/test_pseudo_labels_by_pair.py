@@ -110,6 +110,7 @@ def test_orders_that_agree_leave_the_confidence_and_so_does_a_pair_without_its_o
 
     # Only pixels whose confidence is the cut-off up to rounding may differ.
     assert (joined(by_orders.valid_first) != joined(by_confidence.valid_first)).float().mean() < 1e-3
+    assert (joined(by_orders.valid_second) != joined(by_confidence.valid_second)).float().mean() < 1e-3
 
     some = [k for k, (i, j) in enumerate(predictions.graph.edges) if i < j]
     graph = PairGraph(view_count=4, edges=tuple(predictions.graph.edges[k] for k in some))
@@ -118,8 +119,9 @@ def test_orders_that_agree_leave_the_confidence_and_so_does_a_pair_without_its_o
         aligned, graph=graph, weights=tuple(aligned.weights[k] for k in some), world_from_edge=aligned.world_from_edge
     )
     labels = pseudo_labels(views, one_way, settings("orders"), predictions=alone)
-    for mask, pair in zip(labels.valid_first, alone.pairs, strict=True):
-        assert torch.equal(mask, pair.confidence_first > CUTOFF)
+    for first, second, pair in zip(labels.valid_first, labels.valid_second, alone.pairs, strict=True):
+        assert torch.equal(first, pair.confidence_first > CUTOFF)
+        assert torch.equal(second, pair.confidence_second > CUTOFF)
 
 
 @pytest.mark.parametrize("weights", ["confidence", "orders"])

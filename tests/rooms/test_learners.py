@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapter.lesson_samples import SHAPE, TWO_SHAPES, random_lessons, tiny_network
 
+from lora3d_ns.adapter.adapter import target_layers
 from lora3d_ns.adapter.finetune import FineTuneSettings
 from lora3d_ns.adapter.lessons import Lessons
 from lora3d_ns.adapter.lora import LoraSettings
@@ -38,11 +39,11 @@ def test_a_norm_preserving_change_begins_as_none_and_keeps_the_norm() -> None:
     torch.testing.assert_close(change(weight), weight)
     with torch.no_grad():
         change.b.copy_(torch.randn(12, 3, generator=generator))
-    changed = change(weight)
+    changed = change(weight).detach()
     assert float((changed - weight).norm()) > 0.1
     torch.testing.assert_close(changed.norm(), weight.norm())
     # 2 = alpha / rank.
-    plain = weight + 2.0 * change.b @ change.a
+    plain = (weight + 2.0 * change.b @ change.a).detach()
     torch.testing.assert_close(changed, plain * (weight.norm() / plain.norm()))
 
 
@@ -60,6 +61,24 @@ def test_they_learn_and_leave_the_network_alone(learn) -> None:
     else:
         # Rank 2 on qkv of one encoder and four decoder blocks, and on three projections of these four; 32 wide.
         assert parameters == 2 * (5 * (32 + 96) + 4 * 3 * (32 + 32))
+
+
+def test_what_learnt_norm_preserving_has_other_layers_of_the_same_norms() -> None:
+    network = tiny_network()
+    learnt, _ = learnt_norm_preserving(network, *random_lessons(4), SETTINGS)
+    changed = target_layers(learnt, SETTINGS.lora.targets)
+    layers = target_layers(network, SETTINGS.lora.targets)
+    assert list(changed) == list(layers)
+    for name, layer in layers.items():
+        ours, theirs = changed[name].weight.detach(), layer.weight.detach()
+        assert float((ours - theirs).norm()) > 1e-3 * float(theirs.norm()), name
+        torch.testing.assert_close(ours.norm(), theirs.norm())
+    # And nothing else has learnt anything.
+    targets = tuple(layers)
+    before = dict(network.named_parameters())
+    for name, parameter in learnt.named_parameters():
+        if not name.startswith(targets):
+            assert torch.equal(parameter, before[name]), name
 
 
 def test_joined_scenes_keep_their_pairs_and_labels() -> None:

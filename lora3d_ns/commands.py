@@ -14,6 +14,7 @@ from lora3d_ns.images import PhotoSettings, chosen_photos, load_views
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.reconstruct import Calibration, Reconstruction, ReconstructSettings, reconstruct, self_calibrate
+from lora3d_ns.scene_details import scene_details
 from lora3d_ns.scene_io.scenes import require_scene_folder, save_scene
 from lora3d_ns.scene_io.stage_cache import StageCache
 from lora3d_ns.scene_picture import draw_scene
@@ -113,7 +114,12 @@ def run_reconstruct(
         cache=StageCache(_cache_folder(source, output)),
     )
     title = f"{source.photos.name}: {len(views)} photos, {len(made.scene.points)} points, arm {settings.arm}"
-    save_scene(made.scene, output, draw=lambda path: draw_scene(made.scene, path, title=title))
+    save_scene(
+        made.scene,
+        output,
+        draw=lambda path: draw_scene(made.scene, path, title=title),
+        details=scene_details(views, made),
+    )
     return made, reconstruction_report(made)
 
 

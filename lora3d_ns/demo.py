@@ -27,6 +27,7 @@ from lora3d_ns.rooms.benchmark import measure
 from lora3d_ns.rooms.benchmark_arms import ArmResult
 from lora3d_ns.rooms.benchmark_scenes import RoomPhotos, truth_for_views
 from lora3d_ns.rooms.generator import demo_room, write_scene
+from lora3d_ns.scene_details import scene_details
 from lora3d_ns.scene_io.scenes import PICTURE_FILE, save_scene
 from lora3d_ns.scene_io.stage_cache import StageCache
 from lora3d_ns.scene_picture import draw_scene
@@ -162,7 +163,10 @@ def _arms(
     assert calibration.gate is not None
     seconds["calibrate"] = made.seconds["finetune"] + made.seconds["gate"]
     save_scene(
-        made.scene, output / "scene", draw=lambda path: draw_scene(made.scene, path, title=f"{scene}: self-calibrated")
+        made.scene,
+        output / "scene",
+        draw=lambda path: draw_scene(made.scene, path, title=f"{scene}: self-calibrated"),
+        details=scene_details(views, made),
     )
     adapter = calibration.adapter or calibration.refused
     assert adapter is not None

@@ -39,6 +39,8 @@ from lora3d_ns.photos.masks import find_masks
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.reconstruct import Reconstruction, ReconstructSettings, reconstruct
 from lora3d_ns.registration import registered_cameras
+from lora3d_ns.scene_details import first_view_alone, scene_details
+from lora3d_ns.scene_io.details import SceneDetails
 from lora3d_ns.scene_io.scenes import load_scene, save_scene
 from lora3d_ns.scene_io.stage_cache import StageCache, fingerprint
 from lora3d_ns.scene_picture import draw_scene
@@ -146,15 +148,25 @@ def make_photo_scene(
     _say_what_is_held_out(views, held_out, split)
     cache = StageCache(folder.resolve().parent / CACHE_FOLDER if source.cache is None else source.cache)
     if len(views) == 1:
-        made, cameras = _single(views, network, settings, source.network, cache)
+        made, cameras, details = _single(views, network, settings, source.network, cache)
     else:
         kept = [view for view in range(len(views)) if view not in held_out]
-        made = _reconstructed(views.select(kept), network, settings, source.network, cache)
-        cameras = made.scene.cameras
+        used = views.select(kept)
+        made = _reconstructed(used, network, settings, source.network, cache)
+        cameras, details = made.scene.cameras, scene_details(used, made)
         if held_out:
             cameras = registered_cameras(views, held_out, made, network, settings)
     shown = settings.prediction.show_progress
-    return save_photo_scene(folder, made.scene, views, cameras, held_out, photos=source.photos, show_progress=shown)
+    return save_photo_scene(
+        folder,
+        made.scene,
+        views,
+        cameras,
+        held_out,
+        photos=source.photos,
+        details=details,
+        show_progress=shown,
+    )
 
 
 def save_photo_scene(
@@ -165,6 +177,7 @@ def save_photo_scene(
     held_out: Sequence[int],
     *,
     photos: Path,
+    details: SceneDetails | None = None,
     show_progress: bool = True,
 ) -> PhotoScene:
     """Writes a scene with its photos.
@@ -176,6 +189,7 @@ def save_photo_scene(
         cameras: Of all photos, in source pixels.
         held_out: Indices of those held out.
         photos: The folder they came from: files below it are named relative to it.
+        details: Of the scene, for those who look at it.
         show_progress: Whether to draw a bar.
 
     Raises:
@@ -186,7 +200,12 @@ def save_photo_scene(
     headers = [read_header(file.path) for file in files]
     with replace_folder(folder) as new:
         title = f"{photos.name}: {len(scene.names)} photos, {len(scene.points)} points"
-        save_scene(scene, new / SCENE_SUBFOLDER, draw=lambda path: draw_scene(scene, path, title=title))
+        save_scene(
+            scene,
+            new / SCENE_SUBFOLDER,
+            draw=lambda path: draw_scene(scene, path, title=title),
+            details=details,
+        )
         written = _write_pixels(new, files, headers, show_progress=show_progress)
         entries = []
         for view, file in enumerate(files):
@@ -272,7 +291,7 @@ def _reconstructed(
 
 def _single(
     views: Views, network: Dust3r, settings: ReconstructSettings, base_name: str, cache: StageCache
-) -> tuple[Reconstruction, Cameras]:
+) -> tuple[Reconstruction, Cameras, SceneDetails]:
     """The scene of one photo: the network sees it beside itself, and nothing can be learnt from that."""
     logger.warning("one photo alone: its depth is the network's guess, and new views will not be good far from it")
     alignment = dataclasses.replace(settings.alignment, matches="off")
@@ -296,7 +315,7 @@ def _single(
         point_views=scene.point_views[own],
         provenance={**scene.provenance, "photos": 1},
     )
-    return dataclasses.replace(made, scene=alone), cameras
+    return dataclasses.replace(made, scene=alone), cameras, first_view_alone(scene_details(twin, made))
 
 
 def _say_what_is_held_out(views: Views, held_out: Sequence[int], split: SplitSettings) -> None:

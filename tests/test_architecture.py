@@ -33,6 +33,7 @@ ORDER = [
     "adapter",
     "stages",
     "reconstruct",
+    "scene_details",
     "splits",
     "registration",
     "export",

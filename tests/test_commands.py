@@ -13,7 +13,7 @@ from lora3d_ns.commands import CACHE_FOLDER, Source, open_source, photo_settings
 from lora3d_ns.errors import CheckpointNotFoundError, NotAPhotoError, SettingsError, TooFewPhotosError
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.rooms.benchmark_scenes import make_scene
-from lora3d_ns.scene_io.scenes import load_scene
+from lora3d_ns.scene_io.scenes import load_details, load_scene
 
 QUICK = ["--network", "rooms", "--device", "cpu", "--epochs", "2"]
 
@@ -63,6 +63,11 @@ def test_reconstruct_goes_on_from_what_calibrate_left(
     assert len(after) == len(before) + 4
     scene = load_scene(calibrated / "scene")
     assert scene.names == tuple(f"{view}.png" for view in range(5))
+    details = load_details(calibrated / "scene")
+    assert details is not None
+    assert details.names == scene.names
+    assert details.learning is not None
+    assert details.learning.gate == scene.provenance["gate"]
     report = json.loads((calibrated / "scene.json").read_text())
     assert report["points"] == len(scene.points)
     assert report["arm"] == "self_calibrated"
@@ -77,6 +82,9 @@ def test_reconstruct_goes_on_from_what_calibrate_left(
 def test_a_given_adapter_makes_the_same_scene(calibrated: Path, photos: Path) -> None:
     output = calibrated / "again"
     main(["reconstruct", str(photos), "-o", str(output), "--adapter", str(calibrated / "adapter"), *QUICK])
+    details = load_details(output)
+    assert details is not None
+    assert details.learning is None
     first, again = (load_scene(folder) for folder in (calibrated / "scene", output))
     assert (first.points == again.points).all()
     assert (first.cameras.T_world_camera == again.cameras.T_world_camera).all()

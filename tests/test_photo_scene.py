@@ -33,6 +33,7 @@ from lora3d_ns.photo_scene import (
 )
 from lora3d_ns.reconstruct import Reconstruction, ReconstructSettings, reconstruct
 from lora3d_ns.rooms.benchmark_scenes import make_scene
+from lora3d_ns.scene_io.scenes import load_details
 from lora3d_ns.splits import SplitSettings
 from lora3d_ns.types import Cameras, Scene, Views
 
@@ -105,6 +106,10 @@ def test_photos_are_split_and_keep_their_order(made: PhotoScene, photos: Path) -
     assert {path.name for path in made.folder.iterdir()} == {PHOTOS_FILE, SCENE_SUBFOLDER}
     with Image.open(made.folder / SCENE_SUBFOLDER / "scene.png") as picture:
         assert picture.width > 500
+    details = load_details(made.folder / SCENE_SUBFOLDER)
+    assert details is not None
+    assert details.names == made.scene.names
+    assert len(details.edges) == (PHOTOS - 1) * (PHOTOS - 2)
 
 
 def test_cameras_in_the_file_are_the_scenes_own(made: PhotoScene) -> None:
@@ -219,6 +224,13 @@ def test_one_photo_alone(room: list[Image.Image], tmp_path: Path, caplog: pytest
     assert 1000 < len(scene.points) <= 64 * 64
     assert bool((scene.point_views == 0).all())
     assert bool((scene.points[:, 2] > 0).all())
+    # Nothing is told of the twin that the network saw it beside.
+    details = load_details(tmp_path / "scene" / SCENE_SUBFOLDER)
+    assert details is not None
+    assert details.names == ("0.png",)
+    assert len(details.images) == len(details.depths) == len(details.diagnosis.weighted_share) == 1
+    assert details.edges == ()
+    assert len(details.overlap) == len(details.diagnosis.edge_residuals) == 0
 
 
 @pytest.mark.parametrize(("count", "split", "held_out"), [(2, "interval", []), (3, "interval", [1]), (3, "all", [])])

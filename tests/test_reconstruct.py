@@ -30,7 +30,9 @@ from lora3d_ns.reconstruct import (
     self_calibrate,
 )
 from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene, make_scene
+from lora3d_ns.scene_details import scene_details
 from lora3d_ns.scene_io.stage_cache import StageCache
+from lora3d_ns.scene_io.structures import write_result
 from lora3d_ns.types import Views
 
 PHOTOS = 5
@@ -136,6 +138,32 @@ def test_points_of_the_scene_project_into_their_own_pixels(cached: tuple[Path, R
         assert torch.equal(scene.point_weights[chosen], made.understood.aligned.view_weights[view][y, x])
 
 
+def test_details_tell_of_the_scene_before_it_was_learnt_from(cached: tuple[Path, Reconstruction], views: Views) -> None:
+    made = cached[1]
+    details = scene_details(views, made)
+    calibration, learning = made.calibration, details.learning
+    assert calibration is not None
+    assert learning is not None
+    before = calibration.before.aligned
+    assert learning.before.cameras is before.cameras
+    assert learning.before.diagnosis is before.diagnosis
+    for view in range(PHOTOS):
+        assert torch.equal(details.depths[view], made.understood.aligned.depths[view])
+        assert torch.equal(learning.before.depths[view], before.depths[view])
+        assert not torch.equal(learning.before.depths[view], details.depths[view])
+        assert torch.equal(learning.before.weights[view], before.view_weights[view].half())
+        assert torch.equal(learning.before.moving[view], before.moving[view])
+    assert learning.gate == made.scene.provenance["gate"]
+    tuned = calibration.finetuned
+    assert learning.losses == tuned.losses
+    assert learning.held_out == tuned.held_out
+    assert learning.held_out_errors == tuned.held_out_errors
+    assert learning.best_epoch == tuned.best_epoch
+    assert learning.label_cutoff == calibration.labels.cutoff
+    assert torch.equal(learning.label_coverage, calibration.labels.coverage)
+    assert details.losses == made.understood.aligned.loss_history
+
+
 def test_masked_pixels_are_no_points(cached: tuple[Path, Reconstruction], views: Views) -> None:
     mask = torch.zeros(64, 64, dtype=torch.bool)
     masked = dataclasses.replace(views, masks=(mask, *views.masks[1:]))
@@ -239,7 +267,7 @@ def test_runs_that_are_killed_go_on_and_two_at_once_agree(tmp_path: Path) -> Non
 
 
 def test_a_refused_adapter_leaves_the_robust_alignment(
-    cached: tuple[Path, Reconstruction], views: Views, network: Dust3r
+    cached: tuple[Path, Reconstruction], views: Views, network: Dust3r, tmp_path: Path
 ) -> None:
     strict = dataclasses.replace(quick(), gate=GateSettings(most_label_error=1e-9))
     made = reconstruct(views, network, strict, base_name="rooms", cache=StageCache(cached[0]))
@@ -251,6 +279,15 @@ def test_a_refused_adapter_leaves_the_robust_alignment(
     gate = made.scene.provenance["gate"]
     assert isinstance(gate, dict)
     assert gate["accepted"] is False
+    # Before is after: on disk it takes next to nothing.
+    details, of_robust = scene_details(views, made), scene_details(views, robust)
+    assert of_robust.learning is None
+    assert details.learning is not None
+    assert details.learning.gate == gate
+    for name, value in (("with", details), ("without", of_robust)):
+        write_result(tmp_path / name, value)
+    sizes = [(tmp_path / name).stat().st_size for name in ("with", "without")]
+    assert sizes[0] - sizes[1] < 0.1 * sizes[1]
 
 
 def test_a_given_adapter_is_used_and_nothing_learnt(

@@ -1,4 +1,7 @@
-"""A finished scene on disk: `scene.safetensors` for programs, and `cameras.json` beside it for people."""
+"""A finished scene on disk: `scene.safetensors` for programs, `cameras.json` beside it for people.
+
+Optional are `details.safetensors`, for viewer and report, and `scene.png`.
+"""
 
 import json
 from collections.abc import Callable
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from lora3d_ns.atomic_files import replace_folder, settle_folder
 from lora3d_ns.errors import DamagedFileError, InvalidDataError, StorageError
+from lora3d_ns.scene_io.details import DETAILS_FORMAT_VERSION, SceneDetails
 from lora3d_ns.scene_io.structures import read_result, write_result
 from lora3d_ns.types import Scene
 
@@ -13,8 +17,10 @@ SCENE_FORMAT_VERSION = 1
 """What `Scene.format_version` must be: the meaning of a scene's fields, apart from how files hold them."""
 
 SCENE_FILE = "scene.safetensors"
+DETAILS_FILE = "details.safetensors"
 CAMERAS_FILE = "cameras.json"
 PICTURE_FILE = "scene.png"
+_FILES = {SCENE_FILE, DETAILS_FILE, CAMERAS_FILE, PICTURE_FILE}
 
 _CONVENTION = (
     "T_world_camera (4x4) maps camera coordinates to world coordinates; the camera looks along +z, x points right and "
@@ -23,27 +29,42 @@ _CONVENTION = (
 )
 
 
-def save_scene(scene: Scene, folder: Path, *, draw: Callable[[Path], object] | None = None) -> None:
+def save_scene(
+    scene: Scene,
+    folder: Path,
+    *,
+    draw: Callable[[Path], object] | None = None,
+    details: SceneDetails | None = None,
+) -> None:
     """Writes a scene into a folder of its own, as a whole: afterwards the folder holds this scene or what it held.
 
     Args:
         scene: What to write.
         folder: Made if missing; a scene that is there is replaced.
         draw: Draws the scene into the file that it is given, which will be `scene.png` in the folder.
+        details: What else there is to look at; those of a scene that is replaced do not stay.
 
     Raises:
         StorageFullError: The disk is full.
         StorageError: The folder cannot be written, or holds other files.
-        InvalidDataError: The scene is not of `SCENE_FORMAT_VERSION`.
+        InvalidDataError: The scene is not of `SCENE_FORMAT_VERSION`, or the details are not of this scene.
     """
     if scene.format_version != SCENE_FORMAT_VERSION:
         raise InvalidDataError(
             f"the scene is of format version {scene.format_version}, not {SCENE_FORMAT_VERSION}",
             way_out="Build it with SCENE_FORMAT_VERSION",
         )
+    if details is not None and (details.names, details.format_version) != (scene.names, DETAILS_FORMAT_VERSION):
+        raise InvalidDataError(
+            f"the details are of format version {details.format_version} and of {len(details.names)} views, not of "
+            "this scene's",
+            way_out="Make them by scene_details, of the same photos",
+        )
     require_scene_folder(folder)
     with replace_folder(folder) as new:
         write_result(new / SCENE_FILE, scene)
+        if details is not None:
+            write_result(new / DETAILS_FILE, details)
         (new / CAMERAS_FILE).write_text(_cameras_text(scene), encoding="utf-8", errors="replace")
         if draw is not None:
             draw(new / PICTURE_FILE)
@@ -69,6 +90,30 @@ def load_scene(folder: Path) -> Scene:
     return scene
 
 
+def load_details(folder: Path) -> SceneDetails | None:
+    """What there is to look at of the scene in a folder; None for a scene that was saved without.
+
+    Raises:
+        DamagedFileError: The file is damaged or of another format version.
+        StorageError: There is no scene, or the file cannot be read.
+    """
+    settle_folder(folder)
+    path = folder / DETAILS_FILE
+    if not path.exists():
+        if not (folder / SCENE_FILE).exists():
+            raise StorageError("there is no scene here", way_out="Name the folder of a scene", path=folder)
+        return None
+    details = read_result(path, SceneDetails)
+    if details.format_version != DETAILS_FORMAT_VERSION:
+        raise DamagedFileError(
+            f"the details are of format version {details.format_version}, and this version of the package reads "
+            f"{DETAILS_FORMAT_VERSION}",
+            way_out="Reconstruct the scene again",
+            path=path,
+        )
+    return details
+
+
 def require_scene_folder(folder: Path) -> None:
     """Refuses a folder with anything but a scene in it, since replacing it would delete that.
 
@@ -77,7 +122,7 @@ def require_scene_folder(folder: Path) -> None:
     """
     settle_folder(folder)
     try:
-        others = sorted({path.name for path in folder.iterdir()} - {SCENE_FILE, CAMERAS_FILE, PICTURE_FILE})
+        others = sorted({path.name for path in folder.iterdir()} - _FILES)
     except (FileNotFoundError, NotADirectoryError):
         # Nothing to lose; what is wrong with the place shows when it is written.
         return

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from lora3d_ns.atomic_files import write_atomically
+from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import DamagedFileError, InvalidDataError, StorageError
+from lora3d_ns.scene_io.details import BeforeLearning, LearningDetails, SceneDetails
 from lora3d_ns.types import (
     AlignedScene,
     AlignmentDiagnosis,
@@ -50,6 +52,10 @@ READABLE_TYPES: Mapping[str, type] = {
         AlignedScene,
         PseudoLabels,
         Scene,
+        PixelAffine,
+        BeforeLearning,
+        LearningDetails,
+        SceneDetails,
     )
 }
 """The dataclasses that a file may hold, by the names they have there."""
@@ -323,6 +329,9 @@ def _read_tensor(file: BinaryIO, entry: _Entry, checksum: hashlib.blake2b, path:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's bytes; its own memory if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):
+        # A single item taken from a larger tensor keeps that one's stride and still counts as contiguous.
+        flat = flat.clone(memory_format=torch.contiguous_format)
     # Without items there is no memory to look at.
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(bytearray())
 

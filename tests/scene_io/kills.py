@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from stored_samples import assert_same, finished_scene
+from stored_samples import assert_same, finished_details, finished_scene
 
 from lora3d_ns.atomic_files import remove_leftovers
-from lora3d_ns.scene_io.scenes import load_scene, save_scene
+from lora3d_ns.scene_io.scenes import load_details, load_scene, save_scene
 from lora3d_ns.scene_io.structures import read_result, write_result
 
 ROUNDS = 40
@@ -61,13 +61,15 @@ def main(kind: str, folder: Path) -> None:
         return found["number"]
 
     def write_scene(number: int) -> None:
-        save_scene(finished_scene(number, points=2000), path)
+        scene = finished_scene(number, points=2000)
+        save_scene(scene, path, details=finished_details(scene, number))
 
     def number_in_scene() -> int:
         found = load_scene(path)
         number = found.provenance["seed"]
         assert isinstance(number, int)
         assert_same(found, finished_scene(number, points=2000))
+        assert_same(load_details(path), finished_details(found, number))
         assert len(json.loads((path / "cameras.json").read_text(encoding="utf-8"))["cameras"]) == 2
         return number
 

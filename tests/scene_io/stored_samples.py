@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lora3d_ns.conventions import PixelAffine
+from lora3d_ns.scene_io.details import BeforeLearning, LearningDetails, SceneDetails
 from lora3d_ns.types import (
     AlignedScene,
     AlignmentDiagnosis,
@@ -87,7 +89,10 @@ def samples(seed: int = 0) -> dict[str, object]:
     )
     finished = finished_scene(seed)
     everything = (graph, pairs[1], PairPredictions(graph=graph, pairs=pairs), cameras, similarity, diagnosis)
-    return {type(value).__name__: value for value in (*everything, scene, labels, finished)}
+    details = finished_details(finished, seed)
+    assert details.learning is not None
+    looked_at = (details.source_from_network[0], details.learning.before, details.learning, details)
+    return {type(value).__name__: value for value in (*everything, scene, labels, finished, *looked_at)}
 
 
 def finished_scene(seed: int = 0, *, points: int = 50) -> Scene:
@@ -108,14 +113,78 @@ def finished_scene(seed: int = 0, *, points: int = 50) -> Scene:
     )
 
 
+def finished_details(scene: Scene, seed: int = 0) -> SceneDetails:
+    """Details of `finished_scene`, with everything that may be missing."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((3, 4), (4, 3))
+
+    def maps(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        return tuple(torch.rand(*shape, generator=generator).to(dtype) for shape in shapes)
+
+    diagnosis = AlignmentDiagnosis(
+        unit=2.5,
+        edge_residuals=torch.tensor([0.5, float("nan")]),
+        focal_spread_percent=torch.ones(2),
+        weighted_share=torch.ones(2),
+        baseline=0.4,
+        near_static=False,
+        uncut_views=(1,),
+        contested_views=(),
+        scale_known=False,
+        match_count=7,
+        match_error_px=0.5,
+        converged=True,
+        warnings=("a warning",),
+    )
+    learning = LearningDetails(
+        before=BeforeLearning(
+            cameras=scene.cameras,
+            depths=maps(),
+            weights=maps(torch.float16),
+            moving=tuple(values > 0.5 for values in maps()),
+            diagnosis=diagnosis,
+        ),
+        losses=(2.0, 1.0 + seed),
+        held_out=((0, 1),),
+        held_out_errors=(0.25, 0.125),
+        best_epoch=1,
+        gate={"accepted": True, "reason": "", "before": {"label_error": None, "matches": 3}},
+        label_coverage=torch.rand(2, generator=generator),
+        label_cutoff=0.75,
+    )
+    return SceneDetails(
+        names=scene.names,
+        images=tuple((255 * image).to(torch.uint8)[..., None].repeat(1, 1, 3) for image in maps()),
+        masks=(None, maps()[1] > 0.5),
+        source_from_network=(
+            PixelAffine(scale_x=16.0, scale_y=16.0, offset_x_px=-0.5, offset_y_px=0.0),
+            PixelAffine(scale_x=16.0, scale_y=15.5, offset_x_px=0.0, offset_y_px=2.0),
+        ),
+        focal_px=torch.tensor([60.0, 61.0]),
+        depths=maps(),
+        weights=maps(torch.float16),
+        confidences=maps(torch.float16),
+        residuals=maps(),
+        moving=tuple(values > 0.5 for values in maps()),
+        edges=((0, 1), (1, 0)),
+        overlap=torch.tensor([0.5, 0.5]),
+        dropped={(1, 0): "it contradicts the rest"},
+        losses=(3.0, 1e-300),
+        seconds=(0.1, 0.2),
+        diagnosis=diagnosis,
+        learning=learning,
+        format_version=1,
+    )
+
+
 def assert_same(found: object, wanted: object) -> None:
     """Both hold the same bit for bit; mappings may have become dicts."""
     if isinstance(wanted, Tensor):
         assert isinstance(found, Tensor)
         assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
         assert found.is_contiguous()
-        as_bytes = [values.contiguous().reshape(-1).view(torch.uint8) for values in (found, wanted) if values.numel()]
-        assert not as_bytes or torch.equal(*as_bytes)
+        as_items = [values.flatten().clone(memory_format=torch.contiguous_format) for values in (found, wanted)]
+        assert not found.numel() or torch.equal(*(values.view(torch.uint8) for values in as_items))
     elif dataclasses.is_dataclass(wanted):
         assert type(found) is type(wanted)
         for field in dataclasses.fields(wanted):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from stored_samples import assert_same, finished_scene, samples
+from stored_samples import assert_same, finished_details, finished_scene, samples
 
 from lora3d_ns.errors import DamagedFileError, InvalidDataError, StorageError, StorageFullError
-from lora3d_ns.scene_io.scenes import load_scene, save_scene
+from lora3d_ns.scene_io.scenes import load_details, load_scene, save_scene
 from lora3d_ns.scene_io.structures import write_result
 
 
@@ -23,6 +23,67 @@ def test_a_scene_comes_back_bit_for_bit(tmp_path: Path) -> None:
         "scene",
         "scene.safetensors",
     ]
+
+
+def test_details_lie_beside_the_scene_and_go_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "scene"
+    for seed in (0, 1):
+        scene = finished_scene(seed)
+        save_scene(scene, folder, details=finished_details(scene, seed))
+        assert_same(load_scene(folder), scene)
+        assert_same(load_details(folder), finished_details(scene, seed))
+    assert {path.name for path in folder.iterdir()} == {"scene.safetensors", "details.safetensors", "cameras.json"}
+    # The file of the scene is the same with details and without, and a scene without leaves none of another.
+    with_details = (folder / "scene.safetensors").read_bytes()
+    save_scene(finished_scene(1), folder)
+    assert (folder / "scene.safetensors").read_bytes() == with_details
+    assert load_details(folder) is None
+    assert not (folder / "details.safetensors").exists()
+
+
+def test_damaged_details_are_named_and_the_scene_is_not_lost(tmp_path: Path) -> None:
+    scene = finished_scene()
+    save_scene(scene, tmp_path, details=finished_details(scene))
+    path = tmp_path / "details.safetensors"
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:100], b"", content[:-1] + bytes([content[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=r"details\.safetensors") as caught:
+            load_details(tmp_path)
+        assert caught.value.path == path
+        assert_same(load_scene(tmp_path), scene)
+    write_result(path, dataclasses.replace(finished_details(scene), format_version=2))
+    with pytest.raises(DamagedFileError, match="format version 2"):
+        load_details(tmp_path)
+    write_result(path, scene)
+    with pytest.raises(DamagedFileError, match="holds Scene, not SceneDetails"):
+        load_details(tmp_path)
+    # Such a folder can be replaced as any other.
+    save_scene(scene, tmp_path, details=finished_details(scene))
+    assert_same(load_details(tmp_path), finished_details(scene))
+
+
+def test_details_of_another_scene_are_refused(tmp_path: Path) -> None:
+    scene = finished_scene()
+    for wrong in (
+        dataclasses.replace(finished_details(scene), names=("other.png", "one.png")),
+        dataclasses.replace(finished_details(scene), format_version=2),
+    ):
+        with pytest.raises(InvalidDataError, match="the details are"):
+            save_scene(scene, tmp_path / "scene", details=wrong)
+    assert not (tmp_path / "scene").exists()
+    with pytest.raises(StorageError, match="there is no scene"):
+        load_details(tmp_path / "scene")
+
+
+@pytest.mark.parametrize("field", ["images", "masks", "moving", "focal_px", "overlap", "edges", "residuals"])
+def test_details_that_contradict_themselves_are_refused(field: str) -> None:
+    details = finished_details(finished_scene())
+    with pytest.raises(InvalidDataError, match="entries for"):
+        dataclasses.replace(details, **{field: getattr(details, field)[:1]})
+    if isinstance(getattr(details, field), tuple) and field != "edges":
+        with pytest.raises(InvalidDataError, match=f"{field} of .* have not the shape"):
+            dataclasses.replace(details, **{field: getattr(details, field)[::-1]})
 
 
 def test_the_cameras_can_be_read_by_people(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_a_tensor_that_occurs_twice_is_stored_once(tmp_path: Path) -> None:
 def test_tensors_that_need_a_copy(tmp_path: Path) -> None:
     wanted = (
         torch.rand(3, 4).mT,
+        torch.rand(1, 3, 3)[:, 0, 0],
         torch.rand(1).expand(5, 2),
         torch.rand(3, requires_grad=True),
         torch.tensor(True),

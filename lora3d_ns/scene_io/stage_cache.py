@@ -63,6 +63,9 @@ def _digest(value: object) -> bytes:
         digest.update(b"path " + value.name.encode("utf-8", "surrogatepass"))
     elif isinstance(value, Tensor):
         values = value.detach().cpu().contiguous().reshape(-1)
+        if values.stride() != (1,):
+            # A single item taken from a larger tensor keeps that one's stride and still counts as contiguous.
+            values = values.clone(memory_format=torch.contiguous_format)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
         if values.numel():
             digest.update(values.view(torch.uint8).numpy().data)

@@ -151,6 +151,11 @@ def test_different_values_have_different_fingerprints(first: object, second: obj
         assert fingerprint(first, second) != fingerprint(second, first)
 
 
+def test_a_single_item_of_a_larger_tensor_has_the_fingerprint_of_its_value() -> None:
+    matrices = torch.arange(9.0).reshape(1, 3, 3)
+    assert fingerprint(matrices[:, 1, 1]) == fingerprint(torch.tensor([4.0]))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 23), st.integers(0, 7))
 def test_every_bit_of_a_tensor_counts(place: int, bit: int) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from conftest import make_views
+from view_samples import make_views
 
 from lora3d_ns.network.configuration import Dust3rConfig
 from lora3d_ns.network.dust3r import Dust3r

@@ -56,6 +56,8 @@ ORDER = [
     "benchmark_rasterizer",
     "cli_benchmarks_splats",
     "cli_benchmarks",
+    "cli_export",
+    "cli_look",
     "doctor",
     "cli",
 ]

@@ -21,7 +21,7 @@ from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from lora3d_ns.atomic_files import replace_file, write_text_atomically
+from lora3d_ns.atomic_files import remove_leftovers, replace_file, write_text_atomically
 from lora3d_ns.errors import Lora3dError, SettingsError
 from lora3d_ns.plugin.dataparser import Lora3dDataParserConfig, scene_folder
 from lora3d_ns.plugin.pipeline import Lora3dDataManagerConfig, default_longest_side_px
@@ -125,6 +125,10 @@ class Lora3dTrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         """Scene, model, optimizers, viewer, checkpoint."""
         self._write_state("begun")
+        # What a run that was killed here left unfinished.
+        remove_leftovers(self.base_dir)
+        for unfinished in self.base_dir.glob("step-*.ckpt"):
+            unfinished.unlink()
         with one_line_errors(), self._interruptible("the scene"):
             super().setup(test_mode=test_mode)
         self._say_where_to_look()
@@ -154,8 +158,12 @@ class Lora3dTrainer(Trainer):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
         }
-        with replace_file(path) as temporary:
+        # Written outside: nerfstudio reads a step out of the name of whatever lies beside its checkpoints, and would
+        # end at the unfinished file of a run that was killed here.
+        written = self.base_dir / path.name
+        with replace_file(written) as temporary:
             torch.save(plain_numbers(content), temporary)
+        written.replace(path)
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("*.ckpt"):
                 if other != path:

@@ -55,6 +55,31 @@ def test_a_checkpoint_holds_tensors_and_plain_numbers(trained: TrainedSplats) ->
     assert state_of(run)["state"] == "finished"
 
 
+def test_a_checkpoint_is_not_beside_the_others_before_it_is_whole(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nerfstudio's own loading ends at anything there that is no checkpoint, and so would a run after a kill."""
+    from lora3d_ns.plugin import trainer
+
+    beside: list[list[str]] = []
+    whole = torch.save
+
+    def noting(content: Any, path: Path) -> None:
+        beside.append(sorted(other.name for other in tmp_path.rglob("nerfstudio_models/*")))
+        whole(content, path)
+
+    def every_five(config: Any) -> None:
+        config.steps_per_save = 5
+
+    monkeypatch.setattr(trainer.torch, "save", noting)
+    trained = train(tmp_path, 11, change=every_five)
+    assert len(beside) >= 2
+    assert beside[0] == []
+    assert all(name.endswith(".ckpt") for names in beside for name in names)
+    assert checkpoints(trained.config_file.parent) == ["step-000000010.ckpt"]
+    assert not list(trained.config_file.parent.glob("*.ckpt"))
+
+
 def test_numbers_of_numpy_become_pythons() -> None:
     content = {"a": np.float64(0.5), "b": [np.int64(3), (np.float32(1.5), "x", None)], "c": torch.ones(2)}
     plain = plain_numbers(content)

@@ -1,0 +1,1 @@
+"""What became of some photos, for a person: one self-contained page, and the same facts as JSON."""

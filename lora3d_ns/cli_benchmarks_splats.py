@@ -9,10 +9,10 @@ class BenchmarkSplats:
     """New views of six fixed rooms: PSNR and SSIM of photos that nothing has seen, by arm."""
 
     arms: tuple[str, ...] = ("pretrained", "robust", "self_calibrated", "fixed_cameras", "stock", "true_poses")
-    """What to compare, see `SPLAT_ARMS` in `lora3d_ns.plugin.benchmark_splats`; `disturbed` and `disturbed_fixed` are
-    two more."""
+    """What to compare, see `SPLAT_ARMS` in `lora3d_ns.plugin.benchmark_splats`; others there are
+    `disturbed` and `disturbed_fixed`, and for moving rooms `moving_masked` and `true_masks`."""
     scenes: tuple[str, ...] = ("nominal-0", "nominal-1", "dark-0", "sparse-0", "tele-0", "tele-1")
-    """Which of the six rooms."""
+    """Which of the six rooms; `moving-0` to `moving-5` are a list of their own."""
     network: str = "rooms"
     """Network by name or path."""
     size: tuple[int, int] = (160, 120)

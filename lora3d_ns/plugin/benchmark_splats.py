@@ -29,6 +29,10 @@ from lora3d_ns.types import Cameras
 SPLAT_SCENES = ("nominal-0", "nominal-1", "dark-0", "sparse-0", "tele-0", "tele-1")
 """The fixed list; `--seed-offset` moves to other rooms of the same kinds."""
 
+MOVING_SCENES = ("moving-0", "moving-1", "moving-2", "moving-3", "moving-4", "moving-5")
+"""A list of its own: rooms in which something moves from photo to photo. What moves is left out of the held-out photos'
+metrics, by true masks."""
+
 SPLAT_ARMS = (
     "pretrained",
     "robust",
@@ -38,11 +42,14 @@ SPLAT_ARMS = (
     "true_poses",
     "disturbed",
     "disturbed_fixed",
+    "moving_masked",
+    "true_masks",
 )
 """The first three are the method's. `fixed_cameras` is `self_calibrated` without refinement of the cameras, `stock`
 the same scene with Splatfacto's settings, `true_poses` a scene of the calibrated network whose cameras, held-out ones
 included, are the true ones, and stay. `disturbed` turns and moves the training cameras of that, each with its points,
-so that refinement has something to do, and `disturbed_fixed` leaves them so."""
+so that refinement has something to do, and `disturbed_fixed` leaves them so. `moving_masked` is `self_calibrated` whose
+training leaves out what the alignment took for moving, and `true_masks` one that knew from the beginning."""
 
 DISTURBED_DEG = 0.5
 """Standard deviation of the turn about each axis; positions move by as many radians of the median depth."""
@@ -69,7 +76,7 @@ def run_splat_benchmark(
     """Trains splats of every arm on ten photos of every room, and measures them on others.
 
     Args:
-        scenes: Which of `SPLAT_SCENES`.
+        scenes: Which of `SPLAT_SCENES` or `MOVING_SCENES`.
         arms: Which of `SPLAT_ARMS`.
         network: By name or path.
         size: (width, height) of the photos in pixels.
@@ -87,7 +94,7 @@ def run_splat_benchmark(
     Raises:
         SettingsError: There is no such arm or scene.
     """
-    for kind, given, known in (("arm", arms, SPLAT_ARMS), ("scene", scenes, SPLAT_SCENES)):
+    for kind, given, known in (("arm", arms, SPLAT_ARMS), ("scene", scenes, SPLAT_SCENES + MOVING_SCENES)):
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise SettingsError(f"there is no {kind} {unknown[0]}", way_out=f"Use some of {', '.join(known)}")
@@ -158,17 +165,25 @@ class _Room:
         step = max(1, len(made.test.views) // test_photos)
         self.test = tuple(range(0, len(made.test.views), step))[:test_photos]
         self.source = Source(photos=folder / "photos", network=network, device="cpu", cache=folder / "cache")
-        self._write_photos()
+        self.knowing = dataclasses.replace(self.source, photos=folder / "photos-and-masks")
+        self._write_photos(self.source.photos, masked=("eval",))
+        if domain == "moving":
+            self._write_photos(self.knowing.photos, masked=("eval", "train"))
 
-    def _write_photos(self) -> None:
-        self.source.photos.mkdir(parents=True, exist_ok=True)
+    def _write_photos(self, place: Path, *, masked: tuple[str, ...]) -> None:
+        """Photos as files, with true masks of what moves beside those that are to have them."""
+        place.mkdir(parents=True, exist_ok=True)
         for room, word, chosen in (
             (self.truth[0], "train", range(len(self.truth[0].views))),
             (self.truth[1], "eval", self.test),
         ):
             for number in chosen:
                 pixels = (room.views.images[number].permute(1, 2, 0) * 255.0).round().byte().numpy()
-                Image.fromarray(pixels).save(self.source.photos / f"{word}-{number:02d}.png")
+                Image.fromarray(pixels).save(place / f"{word}-{number:02d}.png")
+                if self.domain == "moving" and word in masked:
+                    (place / "masks").mkdir(exist_ok=True)
+                    still = room.static[number].numpy()
+                    Image.fromarray(still).convert("L").save(place / "masks" / f"{word}-{number:02d}.png")
 
     def true_cameras(self) -> Cameras:
         """Cameras of all files, in their order: held-out ones (`eval-`) first, then those of the training."""
@@ -182,6 +197,8 @@ class _Room:
             return self._true_scene(folder)
         if arm == "disturbed":
             return self._disturbed_scene(folder)
+        if arm == "true_masks":
+            return make_photo_scene(self.knowing, folder, ReconstructSettings().silent(), split)
         settings = ReconstructSettings(arm=arm).silent()  # pyright: ignore[reportArgumentType]
         return make_photo_scene(self.source, folder, settings, split)
 
@@ -235,9 +252,11 @@ class _Room:
         scene_of = {
             "fixed_cameras": "self_calibrated",
             "stock": "self_calibrated",
+            "moving_masked": "self_calibrated",
             "disturbed_fixed": "disturbed",
         }.get(arm, arm)
         scene = self.scene(scene_of)
+        source = self.knowing if arm == "true_masks" else self.source
         made = time.perf_counter() - begun
 
         def change(config: Any) -> None:
@@ -249,12 +268,13 @@ class _Room:
             if arm in ("fixed_cameras", "true_poses", "disturbed_fixed"):
                 config.pipeline.model.camera_optimizer.mode = "off"
             config.pipeline.model.lpips = False
+            config.pipeline.datamanager.mask_moving = arm == "moving_masked"
 
         output = self.folder / f"splats-{arm}"
         shutil.rmtree(output, ignore_errors=True)
         renders = self.folder / f"renders-{arm}"
         trained = train_splats(
-            scene, self.source.photos, output, iterations=iterations, change=change, renders=renders, quiet=True
+            scene, source.photos, output, iterations=iterations, change=change, renders=renders, quiet=True
         )
         poses = torch.stack([photo.T_world_camera for photo in scene.photos])
         return {

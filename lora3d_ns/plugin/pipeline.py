@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from lora3d_ns.plugin.first_view import FirstView
+
+if TYPE_CHECKING:
+    from lora3d_ns.plugin.motion import StillMaps
 
 LONGEST_SIDE_CUDA_PX = 1600
 LONGEST_SIDE_CPU_PX = 256
@@ -36,6 +39,8 @@ class Lora3dDataManagerConfig(FullImageDatamanagerConfig):
     longest_side_px: int | None = None
     """Photos are trained on and evaluated at this size at most; None: 1600 on CUDA, 256 on a CPU. Cameras, exports
     and the scene keep the photos' own resolution."""
+    mask_moving: bool = False
+    """Whether pixels that no static geometry explains are kept out of the losses, as masked ones are."""
 
 
 class Lora3dDataset(InputDataset):
@@ -45,12 +50,18 @@ class Lora3dDataset(InputDataset):
         dataparser_outputs: Photos and cameras.
         scale_factor: Of the resolution.
         longest_side_px: No photo becomes larger than this.
+        still: Where nothing moves; None where that does not matter.
     """
 
     def __init__(
-        self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0, longest_side_px: int | None = None
+        self,
+        dataparser_outputs: DataparserOutputs,
+        scale_factor: float = 1.0,
+        longest_side_px: int | None = None,
+        still: "StillMaps | None" = None,
     ) -> None:
         super().__init__(dataparser_outputs, 1.0)
+        self._still = still
         cameras = self.cameras
         sizes = torch.cat([cameras.width, cameras.height], dim=-1).reshape(-1, 2).double()
         scale = torch.full((len(sizes), 1), float(scale_factor), dtype=torch.float64)
@@ -85,6 +96,9 @@ class Lora3dDataset(InputDataset):
                 # A pixel that shows a masked one in part does not count.
                 resized = mask.convert("L").resize(self._size(image_idx), resample=Image.Resampling.BOX)
             data["mask"] = torch.from_numpy(np.array(resized) >= 250)[..., None]
+        if self._still is not None:
+            still = self._still.at_size(image_idx, self._size(image_idx))
+            data["mask"] = data["mask"] & still if "mask" in data else still
         data.update(self.get_metadata(data))
         return data
 
@@ -106,9 +120,18 @@ class Lora3dDataManager(FullImageDatamanager[Lora3dDataset]):  # type: ignore[ty
 
     def create_train_dataset(self) -> Lora3dDataset:
         """Photos to be trained on."""
-        return Lora3dDataset(
-            self.train_dataparser_outputs, self.config.camera_res_scale_factor, self._longest_side_px()
-        )
+        outputs = self.train_dataparser_outputs
+        still = None
+        if self.config.mask_moving:
+            from lora3d_ns.photo_scene import SCENE_SUBFOLDER
+            from lora3d_ns.plugin.motion import still_maps
+
+            scene = outputs.metadata["photo_scene"]
+            photos = scene.training
+            still = still_maps(
+                scene.folder / SCENE_SUBFOLDER, [photo.name for photo in photos], [photo.size for photo in photos]
+            )
+        return Lora3dDataset(outputs, self.config.camera_res_scale_factor, self._longest_side_px(), still)
 
     def create_eval_dataset(self) -> Lora3dDataset:
         """Photos held out, or those of the training where none is."""

@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lora3d_ns.errors import SettingsError
 from lora3d_ns.photo_scene import PhotoScene
 from lora3d_ns.plugin.benchmark_splats import (
     METRICS,
+    _Room,
     refinement_gains_db,
     run_splat_benchmark,
     splat_table,
@@ -105,3 +108,18 @@ def test_a_small_run(tmp_path: Path) -> None:
         assert 0.0 <= entry["ate_m"] < 1.0
     files = sorted((tmp_path / "runs" / "tele-1" / "photos").glob("*.png"))
     assert [path.name[:4] for path in files] == ["eval"] + ["trai"] * 10
+
+
+def test_what_moves_has_true_masks_in_the_photos_that_are_measured(tmp_path: Path) -> None:
+    room = _Room(tmp_path / "moving", "moving", 0, (64, 48), 2, 700, "rooms")
+    for source, words in ((room.source, {"eval"}), (room.knowing, {"eval", "train"})):
+        files = sorted(path.relative_to(source.photos).as_posix() for path in source.photos.rglob("*.png"))
+        assert sum(name.startswith("train-") for name in files) == 10
+        assert {name.split("/")[1][:-7] for name in files if name.startswith("masks/")} == words
+    for word, photos, number in (("eval", room.truth[1], room.test[1]), ("train", room.truth[0], 3)):
+        with Image.open(room.knowing.photos / "masks" / f"{word}-{number:02d}.png") as mask:
+            still = torch.from_numpy(np.array(mask)) > 127
+        assert torch.equal(still, photos.static[number])
+    assert any(not bool(still.all()) for still in room.truth[0].static)
+    still_room = _Room(tmp_path / "still", "tele", 0, (64, 48), 2, 700, "rooms")
+    assert not list(still_room.folder.rglob("masks"))

@@ -9,7 +9,12 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from PIL import Image
 
+from lora3d_ns.conventions import PixelAffine
+from lora3d_ns.errors import StorageError
+from lora3d_ns.photo_scene import SCENE_SUBFOLDER, PhotoScene
+from lora3d_ns.plugin.motion import StillMaps, still_maps
 from lora3d_ns.plugin.pipeline import Lora3dDataset
+from lora3d_ns.scene_io.scenes import load_details
 
 SIZES = ((403, 302), (302, 403), (64, 48), (4032, 3024), (1000, 333))
 
@@ -85,3 +90,48 @@ def test_a_pixel_counts_only_if_all_of_it_does(tmp_path: Path) -> None:
         columns = int(np.floor(share * mask.shape[1] + 1e-9))
         assert bool(mask[:, :columns].all())
         assert not bool(mask[:, columns + 1 :].any())
+
+
+def test_pixels_that_move_do_not_count(tmp_path: Path) -> None:
+    """A photo of 400 x 300 whose middle 300 x 300 the network saw as 6 x 6, something moving in one of these pixels."""
+    Image.new("RGB", (400, 300), (200, 100, 50)).save(tmp_path / "0.png")
+    moving = torch.zeros(6, 6, dtype=torch.bool)
+    moving[1, 4] = True
+    still = StillMaps(
+        moving=[moving],
+        source_from_network=[PixelAffine(scale_x=50.0, scale_y=50.0, offset_x_px=50.0, offset_y_px=0.0)],
+        source_sizes=[(400, 300)],
+    )
+    expected = np.ones((300, 400, 1), dtype=bool)
+    expected[50:100, 250:300] = False
+    assert (still.at_size(0, (400, 300)).numpy() == expected).all()
+    assert (still.at_size(0, (80, 60)).numpy() == expected[2::5, 2::5]).all()
+
+    made = outputs(tmp_path, masks=True)
+    width, height = SIZES[0]
+    left = still.at_size(0, (width, height)).numpy()
+    left[:, width // 2 :] = False
+    whole = StillMaps(
+        moving=[moving, *[torch.zeros(6, 6, dtype=torch.bool)] * (len(SIZES) - 1)],
+        source_from_network=[PixelAffine(scale_x=50.0, scale_y=50.0, offset_x_px=50.0, offset_y_px=0.0)] * len(SIZES),
+        source_sizes=[(400, 300), *SIZES[1:]],
+    )
+    assert (Lora3dDataset(made, still=whole).get_data(0, "uint8")["mask"].numpy() == left).all()
+    made = outputs(tmp_path)
+    masks = [Lora3dDataset(made, still=whole).get_data(number, "uint8")["mask"] for number in (0, 1)]
+    assert not bool(masks[0].all())
+    assert bool(masks[1].all())
+
+
+def test_what_moves_is_read_from_the_scene(scene: PhotoScene) -> None:
+    folder = scene.folder / SCENE_SUBFOLDER
+    details = load_details(folder)
+    assert details is not None
+    names, sizes = [photo.name for photo in scene.training][::-1], [photo.size for photo in scene.training][::-1]
+    found = still_maps(folder, names, sizes)
+    for number, name in enumerate(names):
+        moving = details.moving[details.names.index(name)]
+        share = float((~found.at_size(number, sizes[number])).float().mean())
+        assert share == pytest.approx(float(moving.float().mean()), abs=0.02)
+    with pytest.raises(StorageError, match="was not kept"):
+        still_maps(folder, ["another.png"], [(96, 64)])

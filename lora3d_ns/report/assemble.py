@@ -162,6 +162,8 @@ def _photos(
     scene: Scene, details: SceneDetails | None, covers: Sequence[Coverage] | None, pairs: Sequence[PairFacts]
 ) -> tuple[PhotoFacts, ...]:
     points = torch.bincount(scene.point_views.long(), minlength=len(scene.names)).tolist()
+    poses = scene.cameras.T_world_camera.double()
+    T_first_camera = torch.linalg.inv(poses[0]) @ poses
     sure = 0.0
     if details is not None:
         sure = median_weight(details.confidences, details.masks)
@@ -173,7 +175,8 @@ def _photos(
             height_px=size[1],
             focal_px=float(scene.cameras.K[view, 0, 0]),
             focal_mm=float(scene.cameras.K[view, 0, 0]) * _FILM_DIAGONAL_MM / math.hypot(*size),
-            position=_triple(scene.cameras.T_world_camera[view, :3, 3]),
+            position=_triple(T_first_camera[view, :3, 3]),
+            looks_along=_triple(T_first_camera[view, :3, 2]),
             points=points[view],
             partners=_partners(view + 1, pairs),
             **(_nothing_more() if details is None or covers is None else _more(details, covers[view], view, sure)),
@@ -274,7 +277,6 @@ def _aligned(
 ) -> Aligned:
     diagnosis, names = details.diagnosis, details.names
     groups = connected_groups(good_graph(len(names), pairs))
-    kept = torch.tensor([edge not in details.dropped for edge in details.edges], dtype=torch.bool)
     before = None
     if learning is not None and learning.changed and details.learning is not None:
         before = histogram(details.learning.before.diagnosis.edge_residuals)
@@ -295,7 +297,7 @@ def _aligned(
         losses=details.losses,
         seconds=details.seconds,
         residual=histogram(torch.cat(every)),
-        edge_residual=histogram(diagnosis.edge_residuals[kept]),
+        edge_residual=histogram(diagnosis.edge_residuals),
         edge_residual_before=before,
     )
 

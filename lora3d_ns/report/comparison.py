@@ -67,15 +67,6 @@ def compared(
             lower_is_better=None,
             note=f"They are the points of the cloud. {_LEARNT_WEIGHTS}",
         ),
-        Compared(
-            key="weighted_share_percent",
-            what="Pixels above the alignment's cut-off",
-            unit="%",
-            before=_mean_percent(before.weighted_share),
-            after=_mean_percent(after.weighted_share),
-            lower_is_better=None,
-            note=f"By their fused weight. {_LEARNT_WEIGHTS}",
-        ),
     ]
     if moved:
         distances = torch.tensor([one.distance_percent for one in moved])
@@ -217,10 +208,6 @@ def _median(values: Float[Tensor, " values"]) -> float | None:
 def _median_percent(shares: Float[Tensor, " values"]) -> float | None:
     median = _median(shares)
     return None if median is None else 100.0 * median
-
-
-def _mean_percent(shares: Float[Tensor, " values"]) -> float | None:
-    return 100.0 * float(shares.mean()) if len(shares) else None
 
 
 def _number(value: object) -> float | None:

@@ -57,7 +57,8 @@ class PhotoFacts:
         focal_px: Along x.
         focal_mm: The same as if the photo were 36 x 24 mm, by its diagonal.
         focal_spread_percent: Half the distance of the quartiles of single pairs' focal lengths.
-        position: Of the camera, in the world.
+        position: Of the camera, in the frame of the first: x to the right, y down, z forward.
+        looks_along: Its direction of view in the same frame.
         points: How many points of the cloud come from it.
         weight_median: Of its pixels.
         weighted_share: Share of pixels that weigh more than the alignment's cut-off.
@@ -84,6 +85,7 @@ class PhotoFacts:
     focal_mm: float
     focal_spread_percent: float | None
     position: tuple[float, float, float]
+    looks_along: tuple[float, float, float]
     points: int
     weight_median: float | None
     weighted_share: float | None
@@ -264,7 +266,7 @@ class Aligned:
         losses: Objective after each step.
         seconds: When each was reached.
         residual: Of all pixels of all photos.
-        edge_residual: Of all pairs that were not left out.
+        edge_residual: Medians of all pairs in both orders, those left out too.
         edge_residual_before: The same before learning; None where nothing changed.
     """
 

@@ -140,6 +140,8 @@ class BenchmarkRooms:
     """Another number gives other, never used scenes of the same kind."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
+    picture: Path | None = None
+    """File for a picture of the clouds of every domain's first scene, arm beside arm."""
     json: Path | None = None
     """File for the record."""
 
@@ -158,6 +160,7 @@ class BenchmarkRooms:
             scenes=self.scenes,
             seed_offset=self.seed_offset,
             json_path=self.json,
+            picture=self.picture,
         )
         print(benchmark_markdown(record))
 

@@ -28,6 +28,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.rooms.benchmark_arms import ARMS, ArmResult
 from lora3d_ns.rooms.benchmark_scenes import MAIN_DOMAINS, SCENES_PER_DOMAIN, BenchmarkScene, RoomPhotos, make_scene
+from lora3d_ns.rooms.cloud_pictures import Cloud, cloud_of, draw_clouds, true_cloud
 from lora3d_ns.types import PairPredictions
 
 METRICS = ("point_error", "ate", "afe_percent", "auc30", "confidence_rank_correlation", "ause")
@@ -124,6 +125,7 @@ def run_rooms_benchmark(
     scenes: int = SCENES_PER_DOMAIN,
     seed_offset: int = 0,
     json_path: Path | None = None,
+    picture: Path | None = None,
     show_progress: bool = True,
 ) -> dict[str, object]:
     """Runs arms on the scenes of the benchmark; test photos are seen by no calibration.
@@ -137,6 +139,7 @@ def run_rooms_benchmark(
         scenes: Scenes per domain.
         seed_offset: See `make_scene`.
         json_path: Where the record goes too.
+        picture: File for a picture of the clouds of every domain's first scene.
         show_progress: Whether to draw a bar.
 
     Returns:
@@ -152,23 +155,30 @@ def run_rooms_benchmark(
             way_out=f"Use arms out of {', '.join(ARMS)}, and one domain and one scene or more",
         )
     rows: list[dict[str, object]] = []
+    clouds: dict[str, dict[str, Cloud]] = {}
     with progress_bar("Benchmark rooms-v1", len(domains) * scenes * len(arms), shown=show_progress) as advance:
         for domain in domains:
             for index in range(scenes):
                 scene = make_scene(domain, index, size=(image_size, image_size), seed_offset=seed_offset)
                 for arm in arms:
-                    rows.append(_row(network, scene, arm))
+                    result = ARMS[arm](network, scene)
+                    rows.append(_row(result, scene, arm))
+                    if picture is not None and index == 0 and result.aligned is not None:
+                        clouds.setdefault(scene.name, {})[arm] = cloud_of(result, scene.test)
                     advance(1)
+                if scene.name in clouds:
+                    clouds[scene.name]["truth"] = true_cloud(scene.test)
     record = machine_record(command="benchmark rooms", device=network.device, seed=seed_offset)
     record |= {"network": network_name, "image_size": image_size, "list": "rooms-v1", "seed_offset": seed_offset}
     record |= {"rows": rows, "summary": summarize(rows)}
     write_record(record, json_path)
+    if picture is not None:
+        draw_clouds(clouds, picture)
     return record
 
 
-def _row(network: Dust3r, scene: BenchmarkScene, arm: str) -> dict[str, object]:
+def _row(result: ArmResult, scene: BenchmarkScene, arm: str) -> dict[str, object]:
     row: dict[str, object] = {"scene": scene.name, "domain": scene.domain, "arm": arm}
-    result = ARMS[arm](network, scene)
     refused = None if result.refused is None else mean_point_error(result.refused, scene.test)
     return row | measure(result, scene.test) | {"accepted": result.accepted, "refused_point_error": refused}
 

@@ -189,8 +189,8 @@ def test_a_refused_adapter_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> N
     scene = make_scene("nominal", 0, size=SIZE)
     refused = mean_point_error(true_predictions(scene, noise_m=0.1), scene.test)
     assert rows[0]["refused_point_error"] == refused
-    monkeypatch.setattr(benchmark, "ARMS", {"self_calibrated": arm_with_noise(0.01)})
-    assert benchmark._row(NO_NETWORK, scene, "self_calibrated")["refused_point_error"] is None
+    accepted = arm_with_noise(0.01)(NO_NETWORK, scene)
+    assert benchmark._row(accepted, scene, "self_calibrated")["refused_point_error"] is None
 
 
 def test_more_photos_to_calibrate_on_leave_the_test_photos_as_they_are() -> None:

@@ -150,7 +150,7 @@ def _painted(places: Tensor, depth: Tensor, colours: Tensor, height_px: int) -> 
     order = torch.argsort(depth, descending=True)
     x, y = (_OVERSAMPLED * places[order]).floor().long().numpy().T
     painted = (255.0 * (colours[order].float() / 255.0) ** _BRIGHTENED).round().to(torch.uint8).numpy()
-    side = int(np.clip(math.sqrt(0.12 * width * height / max(1, len(order))), 2, 9))
+    side = int(np.clip(math.sqrt(0.3 * width * height / max(1, len(order))), 2, 12))
     for row in range(side):
         for column in range(side):
             inside = (x + column >= 0) & (x + column < width) & (y + row >= 0) & (y + row < height)

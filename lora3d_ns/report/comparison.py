@@ -45,9 +45,9 @@ def compared(
             unit="px",
             before=before.match_error_px,
             after=after.match_error_px,
-            lower_is_better=True,
+            lower_is_better=None,
             note=f"Median, in the network's pixels, over {before.match_count} and {after.match_count} of them. "
-            "Cameras follow matches in either scene, so this changes little.",
+            "Cameras follow matches in either scene: it says little of what was learnt.",
         ),
         Compared(
             key="focal_spread_percent",

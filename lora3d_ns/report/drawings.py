@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lora3d_ns.report.facts import Histogram, PhotoFacts
 
 _WIDTH, _HEIGHT = 420.0, 220.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 12.0, 14.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 12.0, 24.0, 36.0
 _MOST_POINTS_OF_A_CURVE = 400
 
 
@@ -97,13 +97,15 @@ def histogram_chart(shown: Histogram, label: str, *, behind: Histogram | None = 
             outline += [(place(math.log10(low)), top), (place(math.log10(high)), top)]
         shapes.append(path([*outline, (place(last), frame.bottom)], "outline"))
     shapes.append(line(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
-    for one, style, y in ((behind, "median-before", frame.top + 2), (shown, "median", frame.top + 2)):
+    for one, style in ((behind, "median-before"), (shown, "median")):
         if one is not None and one.median is not None and one.median > 0:
             x = min(max(place(math.log10(one.median)), frame.left), frame.right)
-            shapes.append(line(x, frame.top - 4, x, frame.bottom, style))
+            shapes.append(line(x, frame.top - 14, x, frame.bottom, style))
             anchor, shift = ("end", -4.0) if x > (frame.left + frame.right) / 2 else ("start", 4.0)
             if one is shown or _far(place, shown, one):
-                shapes.append(text(x + shift, y, f"median {100 * one.median:.2g} %", "small", anchor=anchor))
+                shapes.append(
+                    text(x + shift, frame.top - 6, f"median {100 * one.median:.2g} %", "small", anchor=anchor)
+                )
     return Drawing(label=label, width=_WIDTH, height=_HEIGHT, shapes=tuple(shapes))
 
 

@@ -18,6 +18,7 @@ from lora3d_ns.report.pair_drawing import pair_map
 from lora3d_ns.report.pictures import COVERAGE_COLOURS, NOT_COUNTED, Maps
 from lora3d_ns.report.style import STYLE
 from lora3d_ns.report.template import TEMPLATE
+from lora3d_ns.report.verdict import two_digits
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _LISTED_PAIRS = 10
@@ -38,6 +39,7 @@ _COVERAGE_WORDS = ("by none", "1", "2", "3 or more", "masked or moving")
 _STATES_WORST_FIRST = ("contradicts", "left_out", "little_overlap", "good")
 _ANOTHER_OBJECTIVE = 1.02
 """No step raises the objective: where it rises all the same, it has become another one."""
+_NO_BREAK = "\u00a0"
 _SAME = 0.005
 """A change by less than this share is none."""
 
@@ -107,7 +109,8 @@ def percent(share: float | None) -> str:
     """A share in percent, with a decimal below ten."""
     if share is None or not math.isfinite(share):
         return "-"
-    return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+    words = f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"
+    return words.replace(" ", _NO_BREAK)
 
 
 def seconds_words(seconds: float) -> str:
@@ -171,17 +174,19 @@ def _tiles(report: Report) -> list[_Tile]:
     if aligned is not None and aligned.edge_residual.median is not None:
         before = aligned.edge_residual_before
         was = f", was {percent(before.median)}" if before is not None and before.median is not None else ""
-        tiles.append(_Tile(value=percent(aligned.edge_residual.median), words=f"disagreement of the middle pair{was}"))
+        tiles.append(_Tile(value=percent(aligned.edge_residual.median), words=f"disagreement of the pairs{was}"))
     if learning is not None and learning.best_epoch < len(learning.held_out_errors):
         errors = learning.held_out_errors
         words = "error of held-out pairs"
-        words += f", was {errors[0]:.2f}" if learning.changed else ", refused"
-        tiles.append(_Tile(value=f"{errors[learning.best_epoch]:.2f}", words=words))
+        words += f", was {two_digits(errors[0])}" if learning.changed else ", refused"
+        tiles.append(_Tile(value=two_digits(errors[learning.best_epoch]), words=words))
     best = [photo.partners[0].overlap for photo in report.photos if photo.partners]
     if best:
-        tiles.append(_Tile(value=percent(min(best)), words="shared with its best partner by the loneliest photo"))
+        tiles.append(_Tile(value=percent(min(best)), words="the least that a photo shares with its best partner"))
     if aligned is not None and len(report.photos) > 1:
-        tiles.append(_Tile(value=percent(aligned.motion.baseline), words="of the depth lie between the cameras"))
+        tiles.append(
+            _Tile(value=percent(aligned.motion.baseline), words="of the depth: largest distance of two cameras")
+        )
     focals = [photo.focal_mm for photo in report.photos]
     low, high = f"{min(focals):.0f}", f"{max(focals):.0f}"
     tiles.append(
@@ -233,7 +238,7 @@ def _value(row: Compared, which: str) -> str:
     value = getattr(row, which)
     if value is None:
         return "-"
-    unit = f" {row.unit}" if row.unit else ""
+    unit = f"{_NO_BREAK}{row.unit}" if row.unit else ""
     if row.unit == "%":
         return percent(value / 100.0)
     if row.unit == "°":

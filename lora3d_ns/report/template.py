@@ -232,8 +232,8 @@ charts.focals) }}
 charts.alignment) }}
 {%- endif %}
 {%- if charts.learning %}
-{{ figure("Learning", "the loss of each step of fine-tuning; dashed the error of held-out pairs, which no step saw, after
-each epoch; the ring marks the epoch that counts", charts.learning) }}
+{{ figure("Learning", "the loss of each step of fine-tuning; dashed the error of held-out pairs, which no step saw,
+after each epoch; the ring marks the epoch that counts", charts.learning) }}
 {%- endif %}
 </div></section>
 {%- endif %}

@@ -126,6 +126,11 @@ def sentence(text: str) -> str:
     return f"{capital}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
+def two_digits(value: float) -> str:
+    """An error as it is said: 0.21, 0.073."""
+    return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+
+
 def _way_out(text: str) -> str:
     return next((way_out for words, way_out in _WAYS_OUT if words in text), "")
 
@@ -139,11 +144,11 @@ def _learnt(learning: Learning | None, gate: Gate | None, arm: str, adapter_used
     if learning is not None and learning.held_out_errors:
         errors = learning.held_out_errors
         after = errors[learning.best_epoch] if learning.best_epoch < len(errors) else errors[-1]
-        numbers = f": held-out pairs' error {errors[0]:.2f} → {after:.2f}"
+        numbers = f": held-out pairs' error {two_digits(errors[0])} → {two_digits(after)}"
     elif gate is not None and gate.compared and gate.compared[0].key == "label_error":
         row = gate.compared[0]
         if row.before is not None and row.after is not None:
-            numbers = f": held-out pairs' error {row.before:.2f} → {row.after:.2f}"
+            numbers = f": held-out pairs' error {two_digits(row.before)} → {two_digits(row.after)}"
     if gate is None:
         return f"The network learnt from measurements (arm {arm}){numbers}."
     if gate.accepted:

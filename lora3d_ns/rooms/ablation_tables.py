@@ -7,6 +7,9 @@ from lora3d_ns.evaluation.metrics import gap_closure
 from lora3d_ns.evaluation.tables import count_changes, markdown_table, mean_and_median
 from lora3d_ns.rooms.ablations import STUDIES
 
+CHOSEN_BY_GATE = "whichever of these the gate's measures like best"
+"""What `chosen_by_gate` calls its variant."""
+
 _SUMMARIZED = (
     "prediction_error",
     "label_error",
@@ -56,6 +59,29 @@ def summarize_ablations(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[
             bound_m = _mean_of(truth, "point_error")
             entry["gap_closure"] = gap_closure(before_m, after_m, bound_m) if before_m > bound_m else None
     return studies
+
+
+def chosen_by_gate(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Rows of one more variant: in every room the variant that the gate's measures like best, as early stopping would.
+
+    The gate looks at pairs held out from fine-tuning: their distance from the labels, and the error of their matches
+    (the disagreement of the two orders where there are none), each as a ratio after / before. The least product wins.
+
+    Args:
+        rows: Of one study; variants without these ratios are left out.
+    """
+    chosen: list[dict[str, object]] = []
+    for scene in dict.fromkeys(str(row["scene"]) for row in rows):
+        measured = []
+        for row in rows:
+            label = _number(row.get("gate_label_error"))
+            other = _number(row.get("gate_match_error")) or _number(row.get("gate_order_error"))
+            if row["scene"] == scene and label is not None and other is not None:
+                measured.append((label * other, str(row["variant"]), row))
+        if measured:
+            _, name, best = min(measured, key=lambda entry: entry[:2])
+            chosen.append({**best, "variant": CHOSEN_BY_GATE, "chosen": name})
+    return chosen
 
 
 def _mean_of(entry: Mapping[str, object], name: str) -> float:

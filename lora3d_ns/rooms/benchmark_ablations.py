@@ -24,7 +24,7 @@ from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
 from lora3d_ns.pseudo_labels import label_points
 from lora3d_ns.reconstruct import Calibration, Measured, ReconstructSettings, self_calibrate
-from lora3d_ns.rooms.ablation_tables import summarize_ablations
+from lora3d_ns.rooms.ablation_tables import chosen_by_gate, summarize_ablations
 from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, VALIDATION_OFFSET, Variant
 from lora3d_ns.rooms.benchmark_arms import BENCHMARK_NETWORK_NAME
 from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene, RoomPhotos, make_scene
@@ -39,6 +39,8 @@ LITTLE_OVERLAP = 0.3
 _VERSION = 2
 _SAME_DEPTH = 0.1
 _REUSE = "reuse"
+_EPOCHS = "epochs"
+"""The study in which stopping early is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ def run_ablations(network: Dust3r, settings: AblationSettings) -> dict[str, obje
                 row = bench.reused(room) if study == _REUSE else bench.row(room, variant)
                 rows.append({"study": study, "variant": variant.name, "scene": room, **row})
                 advance(1)
+    rows += chosen_by_gate([row for row in rows if row["study"] == _EPOCHS])
     record = machine_record(command="benchmark ablations", device=network.device, seed=settings.seed_offset)
     record |= {"seed_offset": settings.seed_offset, "rooms": list(settings.rooms)}
     record |= {"rows": rows, "studies": summarize_ablations(rows)}

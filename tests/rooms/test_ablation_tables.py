@@ -3,7 +3,7 @@
 import pytest
 
 from lora3d_ns.errors import InvalidDataError
-from lora3d_ns.rooms.ablation_tables import ablations_markdown, summarize_ablations
+from lora3d_ns.rooms.ablation_tables import CHOSEN_BY_GATE, ablations_markdown, chosen_by_gate, summarize_ablations
 from lora3d_ns.rooms.ablations import STUDIES
 
 TRUTH = "true depths and cameras"
@@ -141,3 +141,23 @@ def test_rows_and_records_of_something_else_are_refused() -> None:
         summarize_ablations([{"study": "rank", "variant": "rank 4", "point_error_before": None, "point_error": 1.0}])
     with pytest.raises(InvalidDataError, match="no studies"):
         ablations_markdown({"studies": None})
+
+
+def test_what_the_gate_likes_best_is_chosen_room_by_room() -> None:
+    rows = [
+        row("a", "3 epochs", 1.0, 0.5, study="epochs", gate_label_error=0.5, gate_match_error=1.0),
+        row("a", "10 epochs", 1.0, 0.4, study="epochs", gate_label_error=0.4, gate_match_error=1.5),
+        row("a", "20 epochs", 1.0, 0.1, study="epochs", gate_label_error=None, gate_match_error=0.1),
+        # Without matches the orders decide.
+        row("b", "3 epochs", 1.0, 0.7, study="epochs", gate_label_error=0.5, gate_order_error=1.0),
+        row("b", "10 epochs", 1.0, 0.6, study="epochs", gate_label_error=0.4, gate_order_error=1.1),
+        without_labels("c", "3 epochs", 2.0) | {"study": "epochs"},
+    ]
+    chosen = chosen_by_gate(rows)
+    assert [(entry["scene"], entry["chosen"], entry["point_error"]) for entry in chosen] == [
+        ("a", "3 epochs", 0.5),
+        ("b", "10 epochs", 0.6),
+    ]
+    summary = summarize_ablations([*rows, *chosen])["epochs"]
+    assert summary[CHOSEN_BY_GATE]["point_error"] == {"mean": pytest.approx(0.55), "median": pytest.approx(0.55)}
+    assert chosen_by_gate([]) == []

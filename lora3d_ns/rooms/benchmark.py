@@ -35,6 +35,10 @@ METRICS = ("point_error", "ate", "afe_percent", "auc30", "confidence_rank_correl
 """Columns of the table. `point_error` and `ate` are in metres. Lower is better, but for `auc30`."""
 
 
+_ON_CALIBRATION_PHOTOS = ("prediction_error", "label_error")
+"""What labels were made of, and what they were, in metres; None for arms without labels."""
+
+
 def measure(result: ArmResult, truth: RoomPhotos) -> dict[str, float | None]:
     """The metrics of one arm on one scene, see `METRICS`; None where one is not defined.
 
@@ -84,8 +88,8 @@ def summarize(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, dict[
         summary[domain] = {}
         for arm, chosen in by_arm.items():
             entry: dict[str, object] = {"scenes": len(chosen)}
-            for metric in METRICS:
-                entry[metric] = mean_and_median([_number(row[metric]) for row in chosen])
+            for metric in (*METRICS, *_ON_CALIBRATION_PHOTOS):
+                entry[metric] = mean_and_median([_number(row.get(metric)) for row in chosen])
             if "pretrained" in errors:
                 entry["improved"], entry["worse"] = count_changes(errors["pretrained"], errors[arm])
                 if arm != "pretrained":
@@ -180,7 +184,8 @@ def run_rooms_benchmark(
 def _row(result: ArmResult, scene: BenchmarkScene, arm: str) -> dict[str, object]:
     row: dict[str, object] = {"scene": scene.name, "domain": scene.domain, "arm": arm}
     refused = None if result.refused is None else mean_point_error(result.refused, scene.test)
-    return row | measure(result, scene.test) | {"accepted": result.accepted, "refused_point_error": refused}
+    learnt = {"prediction_error": result.prediction_error_m, "label_error": result.label_error_m}
+    return row | measure(result, scene.test) | learnt | {"accepted": result.accepted, "refused_point_error": refused}
 
 
 def mean_point_error(predictions: PairPredictions, truth: RoomPhotos) -> float:
@@ -197,7 +202,8 @@ def mean_point_error(predictions: PairPredictions, truth: RoomPhotos) -> float:
 def benchmark_markdown(record: Mapping[str, object]) -> str:
     """The summary of a record as a Markdown table: one line per domain and arm, mean and median of each metric.
 
-    Below it, one line for each arm that can be compared with `pretrained`: how its point error differs.
+    Below it, for each arm with labels how the error goes from predictions to labels to what was learnt, and for each
+    arm that can be compared with `pretrained` how its point error differs.
     """
     summary = record["summary"]
     if not isinstance(summary, Mapping):
@@ -214,6 +220,13 @@ def benchmark_markdown(record: Mapping[str, object]) -> str:
     table = markdown_table(lines, ["domain", "arm", "scenes", *METRICS, "improved", "worse", "gap_closure"])
     changes = []
     for arm, entry in summary["all"].items():
+        if entry["label_error"]["mean"] is not None:
+            figures = (entry[name]["mean"] for name in (*_ON_CALIBRATION_PHOTOS, "point_error"))
+            predicted, labelled, after = (f"{figure:.3f}" for figure in figures)
+            changes.append(
+                f"{arm}: predictions of the calibration photos {predicted} m off, labels made of them {labelled} m, "
+                f"predictions of the test photos afterwards {after} m"
+            )
         change = entry.get("point_error_change")
         if change is not None:
             mean, low, high = (f"{change[key]:+.3f}" for key in ("mean", "low", "high"))

@@ -22,12 +22,12 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
 from lora3d_ns.progress import progress_bar
-from lora3d_ns.pseudo_labels import label_points
 from lora3d_ns.reconstruct import Calibration, Measured, ReconstructSettings, self_calibrate
 from lora3d_ns.rooms.ablation_tables import chosen_by_gate, summarize_ablations
 from lora3d_ns.rooms.ablations import ABLATION_ROOMS, STUDIES, VALIDATION_OFFSET, Variant
 from lora3d_ns.rooms.benchmark_arms import BENCHMARK_NETWORK_NAME
 from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene, RoomPhotos, make_scene
+from lora3d_ns.rooms.label_errors import label_error_m, prediction_error_m, truth_of_pair
 from lora3d_ns.rooms.learners import joined, learnt_norm_preserving, learnt_with_all_weights
 from lora3d_ns.scene_io.stage_cache import StageCache, fingerprint
 from lora3d_ns.types import PseudoLabels
@@ -166,12 +166,7 @@ class _Bench:
             "best_epoch": made.finetuned.best_epoch if variant.learner == "adapter" else None,
             "accepted": None if gate is None else gate.accepted,
             "coverage": float(made.labels.coverage.mean()),
-            "prediction_error": _mean(
-                {
-                    edge: point_error((pair.points_first, pair.points_second), *_truth(photos, edge))
-                    for edge, pair in made.before.predictions
-                }
-            ),
+            "prediction_error": prediction_error_m(made.before.predictions, photos),
             "label_error": label_error_m(made.labels, photos),
             "ate": absolute_trajectory_error(made.before.aligned.cameras.T_world_camera, photos.cameras.T_world_camera),
             **moving_shares(
@@ -336,27 +331,9 @@ def pair_point_errors(network: Dust3r, photos: RoomPhotos) -> dict[Edge, float]:
     graph = build_pair_graph(CompleteGraph(), len(photos.views))
     predictions = predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
     return {
-        edge: point_error((pair.points_first, pair.points_second), *_truth(photos, edge)) for edge, pair in predictions
+        edge: point_error((pair.points_first, pair.points_second), *truth_of_pair(photos, edge))
+        for edge, pair in predictions
     }
-
-
-def _truth(photos: RoomPhotos, edge: Edge) -> tuple[tuple[torch.Tensor, torch.Tensor], list[torch.Tensor]]:
-    return photos.true_points(edge), [photos.static[view] for view in edge]
-
-
-def label_error_m(labels: PseudoLabels, photos: RoomPhotos) -> float | None:
-    """Point error that the labels themselves have, over the pixels that have one; mean over the pairs."""
-    errors = {}
-    for k, edge in enumerate(labels.graph.edges):
-        true, static = _truth(photos, edge)
-        valid = (labels.valid_first[k], labels.valid_second[k])
-        chosen = [mask & labelled for mask, labelled in zip(static, valid, strict=True)]
-        if int(sum(mask.sum() for mask in chosen)) >= _LEAST_PIXELS:
-            errors[edge] = point_error(label_points(labels, edge), true, chosen)
-    return _mean(errors)
-
-
-_LEAST_PIXELS = 20
 
 
 def moving_shares(

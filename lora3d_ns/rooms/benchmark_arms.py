@@ -12,6 +12,7 @@ from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.predict import predict_pairs
 from lora3d_ns.reconstruct import Measured, ReconstructSettings, reconstruct, self_calibrate
 from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene
+from lora3d_ns.rooms.label_errors import label_error_m, prediction_error_m
 from lora3d_ns.types import AlignedScene, Cameras, PairPredictions
 
 BENCHMARK_NETWORK_NAME = "benchmark"
@@ -28,6 +29,8 @@ class ArmResult:
         aligned: The scene they were aligned to, for arms that align.
         accepted: What the gate decided, for arms that have one.
         refused: What the network with the adapter says of the same pairs, where the gate refused it: to judge the gate.
+        prediction_error_m: Point error on the calibration photos, which labels were made of; None for arms without.
+        label_error_m: The same of these labels.
     """
 
     predictions: PairPredictions
@@ -35,6 +38,8 @@ class ArmResult:
     aligned: AlignedScene | None = None
     accepted: bool | None = None
     refused: PairPredictions | None = None
+    prediction_error_m: float | None = None
+    label_error_m: float | None = None
 
 
 Arm = Callable[[Dust3r, BenchmarkScene], ArmResult]
@@ -80,8 +85,12 @@ def _learnt(network: Dust3r, scene: BenchmarkScene, settings: ReconstructSetting
         )
     except TooFewLabelsError:
         return dataclasses.replace(_reconstructed(network, scene, settings, None), accepted=False)
-    accepted = None if learnt.gate is None else learnt.gate.accepted
-    result = dataclasses.replace(_reconstructed(network, scene, settings, learnt.adapter), accepted=accepted)
+    result = dataclasses.replace(
+        _reconstructed(network, scene, settings, learnt.adapter),
+        accepted=None if learnt.gate is None else learnt.gate.accepted,
+        prediction_error_m=prediction_error_m(learnt.before.predictions, photos),
+        label_error_m=label_error_m(learnt.labels, photos),
+    )
     if learnt.refused is None:
         return result
     refused = predict_pairs(

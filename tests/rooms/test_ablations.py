@@ -17,7 +17,7 @@ from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.network.checkpoints import load_network
 from lora3d_ns.pair_graph import CompleteGraph, build_pair_graph
 from lora3d_ns.predict import PredictionSettings, predict_pairs
-from lora3d_ns.pseudo_labels import labels_from_depths
+from lora3d_ns.pseudo_labels import label_points, labels_from_depths
 from lora3d_ns.rooms import ablation_tables, benchmark_ablations, benchmark_scenes
 from lora3d_ns.rooms.ablation_pictures import draw_studies
 from lora3d_ns.rooms.ablation_tables import ablations_markdown, summarize_ablations
@@ -26,7 +26,6 @@ from lora3d_ns.rooms.benchmark import mean_point_error, measure
 from lora3d_ns.rooms.benchmark_ablations import (
     AblationSettings,
     _chosen,
-    label_error_m,
     layers_of,
     moving_shares,
     pair_point_errors,
@@ -35,6 +34,8 @@ from lora3d_ns.rooms.benchmark_ablations import (
 )
 from lora3d_ns.rooms.benchmark_arms import ArmResult
 from lora3d_ns.rooms.benchmark_scenes import RoomPhotos
+from lora3d_ns.rooms.label_errors import label_error_m, prediction_error_m
+from lora3d_ns.types import PairPrediction, PairPredictions
 
 # --- what is compared -----------------------------------------------------------------------------
 
@@ -180,6 +181,18 @@ def test_true_labels_have_no_error() -> None:
         depths=[torch.zeros_like(depth) for depth in photos.depths_m],
     )
     assert label_error_m(nothing, photos) is None
+    # Predictions that say what such labels say are as far off.
+    said = PairPredictions(
+        graph=graph,
+        pairs=tuple(
+            PairPrediction(
+                points_first=first, points_second=second,
+                confidence_first=torch.ones(first.shape[:2]), confidence_second=torch.ones(second.shape[:2]),
+            )
+            for first, second in (label_points(bent, edge) for edge in graph.edges)
+        ),
+    )  # fmt: skip
+    assert prediction_error_m(said, photos) == pytest.approx(bent_m, rel=1e-4)
 
 
 def test_shares_of_what_moves_by_hand() -> None:

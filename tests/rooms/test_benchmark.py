@@ -193,6 +193,28 @@ def test_a_refused_adapter_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert benchmark._row(accepted, scene, "self_calibrated")["refused_point_error"] is None
 
 
+def test_errors_of_labels_stand_in_rows_summary_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learning(_network: object, scene: BenchmarkScene) -> ArmResult:
+        predictions = true_predictions(scene, noise_m=0.01)
+        return ArmResult(
+            predictions=predictions, cameras=scene.test.cameras, prediction_error_m=0.8, label_error_m=0.25
+        )
+
+    monkeypatch.setattr(benchmark, "ARMS", {"pretrained": arm_with_noise(0.1), "self_calibrated": learning})
+    record = run_rooms_benchmark(
+        NO_NETWORK, network_name="none", image_size=32, arms=["pretrained", "self_calibrated"], domains=["nominal"],
+        scenes=2, show_progress=False,
+    )  # fmt: skip
+    rows, summary = record["rows"], record["summary"]
+    assert isinstance(rows, list)
+    assert isinstance(summary, dict)
+    assert [(row["prediction_error"], row["label_error"]) for row in rows] == [(None, None), (0.8, 0.25)] * 2
+    assert summary["all"]["self_calibrated"]["label_error"] == {"mean": 0.25, "median": 0.25}
+    assert summary["nominal"]["pretrained"]["prediction_error"] == {"mean": None, "median": None}
+    said = "self_calibrated: predictions of the calibration photos 0.800 m off, labels made of them 0.250 m, "
+    assert benchmark_markdown(record).count(said + "predictions of the test photos afterwards 0.01") == 1
+
+
 def test_more_photos_to_calibrate_on_leave_the_test_photos_as_they_are() -> None:
     usual, few = (make_scene("nominal", 0, size=SIZE, calibration_photos=count) for count in (10, 3))
     assert len(few.calibration.views) == len(few.calibration.depths_m) == len(few.calibration.cameras) == 3

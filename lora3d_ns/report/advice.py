@@ -16,6 +16,8 @@ _MOST_FOCAL_SPREAD_PERCENT = 10.0
 _DARK = 0.15
 """Mean sRGB value below which a photo is dark: black is 0, middle grey 0.5."""
 _MOST_NAMED = 4
+_MOST_LINKS = 3
+"""Pairs and photos that all else hangs on are told one by one up to this number."""
 
 
 def what_to_shoot_next(
@@ -41,7 +43,7 @@ def what_to_shoot_next(
         told = {number for group in groups[1:] for number in group}
         found += _weak(photos, pairs, told)
         if len(photos) > 2:
-            found += _held_by_one(photos, graph, groups[0], told)
+            found += _summed_up(list(_held_by_one(photos, graph, groups[0], told)))
     elif motion is not None and motion.near_static:
         found.append(_static(motion))
     found += _of_single_photos(photos)
@@ -154,14 +156,12 @@ def _held_by_one(
 ) -> Iterator[Advice]:
     """Where the largest group would fall apart without one pair or one photo."""
     inner = graph.subgraph(main)
-    cut = sorted(nx.articulation_points(inner))
-    # What lies across a pair that was told of is not told of again.
-    across: dict[int, set[int]] = {number: set() for number in cut}
+    cut = set(nx.articulation_points(inner))
+    explained = []
     for first, second in sorted(tuple(sorted(edge)) for edge in nx.bridges(inner)):
         if first not in cut or second not in cut:
             continue
-        across[first].add(second)
-        across[second].add(first)
+        explained.append((first, second))
         names = (photos[first - 1].name, photos[second - 1].name)
         yield Advice(
             kind="held_by_one_pair",
@@ -170,10 +170,12 @@ def _held_by_one(
             text=f"Take one more photo beside {names[0]} and {names[1]} that shows what both show: "
             "this pair alone holds two parts of the scene together.",
         )
-    for number in cut:
-        without = inner.copy()
-        without.remove_node(number)
-        held = sorted(n for group in connected_groups(without)[1:] if not across[number] & set(group) for n in group)
+    # What lies across a pair that was told of is not told of again.
+    rest = inner.copy()
+    rest.remove_edges_from(explained)
+    for number in sorted(nx.articulation_points(rest)):
+        without = rest.subgraph(nx.node_connected_component(rest, number) - {number})
+        held = sorted(n for group in connected_groups(without)[1:] for n in group)
         if set(held) <= told:
             continue
         name, names = photos[number - 1].name, [photos[n - 1].name for n in held]
@@ -185,6 +187,21 @@ def _held_by_one(
             text=f"Take one more photo beside {name} that also shows what {listed(names)} "
             f"{'shows' if len(held) == 1 else 'show'}: {listed(names)} {verb} on {name} alone.",
         )
+
+
+def _summed_up(held: Sequence[Advice]) -> Sequence[Advice]:
+    """One sentence for a chain of photos, which hangs on each of its links."""
+    if len(held) <= _MOST_LINKS:
+        return held
+    names = tuple(dict.fromkeys(name for one in held for name in one.photos))
+    return (
+        _helpful(
+            "chain",
+            names,
+            f"Take more photos in between and from a second row, so that each shares much with three others: the scene "
+            f"hangs together like a chain, and would fall apart without any of {len(held)} of its pairs and photos.",
+        ),
+    )
 
 
 # --- single photos ----------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def histogram(values: Tensor, *, decades: tuple[int, int] = _DECADES, per_decade
     )
 
 
-def flat(settings: Mapping[object, object], before: str = "") -> dict[str, str]:
+def flat(settings: Mapping[Any, object], before: str = "") -> dict[str, str]:
     """Nested settings by dotted name, as text; the kinds of structures stay only where they are a choice."""
     found: dict[str, str] = {}
     for key, value in settings.items():

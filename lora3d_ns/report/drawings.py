@@ -9,6 +9,8 @@ from lora3d_ns.report.facts import Histogram, PhotoFacts
 _WIDTH, _HEIGHT = 420.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48.0, 12.0, 24.0, 36.0
 _MOST_POINTS_OF_A_CURVE = 400
+_LEAST_ROW = 13.0
+"""Words in rows nearer than this would touch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,8 @@ def curve_chart(
 
 def focal_chart(photos: Sequence[PhotoFacts], label: str) -> Drawing:
     """One row per photo: its focal length and how far the pairs' spread about it."""
-    row, top = min(30.0, max(17.0, 160.0 / len(photos))), 8.0
+    row, top = min(30.0, max(9.0, 170.0 / len(photos))), 8.0
+    labelled = math.ceil(_LEAST_ROW / row)
     left, right = 42.0, _WIDTH - _RIGHT
     spans = [
         (photo.focal_mm * (1 - share), photo.focal_mm * (1 + share))
@@ -199,11 +202,13 @@ def focal_chart(photos: Sequence[PhotoFacts], label: str) -> Drawing:
         y = top + row * (index + 0.5)
         spread = photo.focal_spread_percent
         title = f"{photo.number} {photo.name}: {photo.focal_mm:.1f} mm"
-        shapes.append(text(left - 8, y + 4, str(photo.number), "small", anchor="end"))
+        if index % labelled == 0:
+            shapes.append(text(left - 8, y + 4, str(photo.number), "small", anchor="end"))
         if spread is not None:
             title += f", pairs spread by {spread:.1f} %"
-            shapes.append(line(place(span[0]), y, place(span[1]), y, "span"))
-        shapes.append(circle(place(photo.focal_mm), y, 4.0, "dot", title))
+            thick = min(6.0, 0.55 * row)
+            shapes.append(rectangle(place(span[0]), y - thick / 2, place(span[1]) - place(span[0]), thick, "span"))
+        shapes.append(circle(place(photo.focal_mm), y, min(4.0, 0.36 * row), "dot", title))
     shapes.append(line(left, bottom, right, bottom, "axis"))
     return Drawing(label=label, width=_WIDTH, height=bottom + 22, shapes=tuple(shapes))
 

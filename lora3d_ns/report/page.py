@@ -21,7 +21,7 @@ from lora3d_ns.report.template import TEMPLATE
 from lora3d_ns.report.verdict import two_digits
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_LISTED_PAIRS = 10
+_LISTED_PAIRS, _LISTED_ADVICE = 10, 8
 _LEVEL_WORDS = {
     "good": "✓ Holds together",
     "fair": "! Usable, with weak spots",
@@ -40,7 +40,7 @@ _STATES_WORST_FIRST = ("contradicts", "left_out", "little_overlap", "good")
 _ANOTHER_OBJECTIVE = 1.02
 """No step raises the objective: where it rises all the same, it has become another one."""
 _NO_BREAK = "\u00a0"
-_SAME = 0.005
+_SAME = 0.02
 """A change by less than this share is none."""
 
 
@@ -86,6 +86,7 @@ def page_of(report: Report, maps: Maps | None, cloud: Cloud | None) -> str:
         # The one text that is not escaped: it is a constant of ours.
         style=Markup(STYLE),
         policy=CONTENT_POLICY,
+        most_advice=_LISTED_ADVICE,
         level_words=_LEVEL_WORDS[report.level],
         tiles=_tiles(report),
         contents=_contents(report),
@@ -235,21 +236,29 @@ def _badges(photo: PhotoFacts) -> list[tuple[str, str]]:
 
 
 def _value(row: Compared, which: str) -> str:
-    value = getattr(row, which)
+    """One side of a row; nothing on either where there is a change alone."""
+    if row.before is None:
+        return ""
+    return _with_unit(row, row.before if which == "before" else row.after)
+
+
+def _with_unit(row: Compared, value: float | None) -> str:
     if value is None:
         return "-"
-    unit = f"{_NO_BREAK}{row.unit}" if row.unit else ""
     if row.unit == "%":
         return percent(value / 100.0)
     if row.unit == "°":
         return f"{value:.1f}°"
-    return f"{value:.3f}{unit}" if abs(value) < 1 else f"{value:.2f}{unit}"
+    digits = 3 if abs(value) < 1 else 2
+    return f"{value:.{digits}f}{_NO_BREAK + row.unit if row.unit else ''}"
 
 
 def _change(row: Compared) -> _Change:
     """In words and with an arrow, so that nothing hangs on a colour."""
     before, after = row.before, row.after
-    if before is None or after is None or not before > 0:
+    if before is None:
+        return _Change(words=_with_unit(row, after), style="")
+    if after is None or not before > 0:
         return _Change(words="", style="")
     ratio = after / before - 1.0
     if abs(ratio) < _SAME:

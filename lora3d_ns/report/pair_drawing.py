@@ -10,11 +10,17 @@ from lora3d_ns.report.facts import PairFacts, PhotoFacts
 
 _WIDTH, _HEIGHT, _MARGIN = 460.0, 340.0, 38.0
 _LEAST_HEIGHT = 150.0
+_ALL_DRAWN_UP_TO = 12
+"""With more photos, pairs that tie little are drawn only where they are among a photo's best."""
+_SIZES = (
+    (_ALL_DRAWN_UP_TO, 13.0, "number", 5.0),
+    (24, 9.0, "number tiny", 3.0),
+    (math.inf, 6.5, "number least", 1.6),
+)
+"""Up to so many photos: radius of their dots, style of their numbers, width of the line of a pair that shares all."""
 _BENT = 0.14
 """How far a pair's line is bent, as a share of its length: cameras on a line would hide it otherwise."""
-_LEAST_DRAWN_OVERLAP = 0.1
-_ALL_DRAWN_UP_TO = 12
-"""With more photos, pairs that tie nothing are drawn only where they are among a photo's best."""
+_LEAST_DRAWN_OVERLAP = 0.3
 _STYLES: Mapping[str, str] = {
     "good": "pair good",
     "little_overlap": "pair little",
@@ -37,7 +43,7 @@ def pair_map(photos: Sequence[PhotoFacts], pairs: Sequence[PairFacts]) -> Drawin
         photos: All of them.
         pairs: Both orders in one.
     """
-    radius = 13.0 if len(photos) <= _ALL_DRAWN_UP_TO else 9.0
+    radius, style, thickest = next(size[1:] for size in _SIZES if len(photos) <= size[0])
     places = places_of([photo.position for photo in photos], 3.1 * radius)
     top = max(0.0, min(y for _, y in places) - _MARGIN)
     height = max(_LEAST_HEIGHT, max(y for _, y in places) + _MARGIN - top)
@@ -46,13 +52,13 @@ def pair_map(photos: Sequence[PhotoFacts], pairs: Sequence[PairFacts]) -> Drawin
     shapes: list[Shape] = []
     for pair in sorted(_drawn(photos, pairs), key=lambda pair: (pair.state == "good", pair.overlap)):
         start, end = places[pair.numbers[0] - 1], places[pair.numbers[1] - 1]
-        shapes.append(_pair_line(start, end, pair))
+        shapes.append(_pair_line(start, end, pair, thickest))
     for photo, (x, y) in zip(photos, places, strict=True):
         partners = ", ".join(f"{partner.number} ({100 * partner.overlap:.0f} %)" for partner in photo.partners)
         title = f"{photo.number} {photo.name}: shares most with {partners}" if partners else photo.name
         shapes.append(_nose(x, y, photo.looks_along[0], -photo.looks_along[2], radius))
         shapes.append(circle(x, y, radius, "photo doubtful" if photo.contested else "photo", title))
-        shapes.append(text(x, y + 0.36 * radius, str(photo.number), "number" if radius > 10 else "number tiny"))
+        shapes.append(text(x, y + 0.36 * radius, str(photo.number), style))
     return Drawing(
         label="Cameras from above, joined by the pairs the network looked at",
         width=_WIDTH,
@@ -111,7 +117,7 @@ def _drawn(photos: Sequence[PhotoFacts], pairs: Sequence[PairFacts]) -> list[Pai
     ]
 
 
-def _pair_line(start: tuple[float, float], end: tuple[float, float], pair: PairFacts) -> Shape:
+def _pair_line(start: tuple[float, float], end: tuple[float, float], pair: PairFacts, thickest: float) -> Shape:
     (x1, y1), (x2, y2) = start, end
     bend_x, bend_y = (x1 + x2) / 2 - _BENT * (y2 - y1), (y1 + y2) / 2 + _BENT * (x2 - x1)
     residual = "" if pair.residual is None else f", {100 * pair.residual:.0f} % off"
@@ -124,7 +130,7 @@ def _pair_line(start: tuple[float, float], end: tuple[float, float], pair: PairF
         attributes={
             "d": f"M{x1:.1f} {y1:.1f}Q{bend_x:.1f} {bend_y:.1f} {x2:.1f} {y2:.1f}",
             "class": _STYLES[pair.state],
-            "style": f"stroke-width:{0.8 + 5.0 * pair.overlap:.1f};--o:{0.15 + 0.75 * min(1.0, pair.overlap):.2f}",
+            "style": f"stroke-width:{0.6 + thickest * pair.overlap:.1f};--o:{0.12 + 0.7 * min(1.0, pair.overlap):.2f}",
         },
         title=title,
     )

@@ -58,7 +58,7 @@ overflow-wrap:anywhere}
 .advice>li::before{content:counter(advice);width:28px;height:28px;border-radius:50%;display:grid;place-items:center;
 font-weight:700;font-size:.9rem;background:var(--accent-soft);color:var(--accent)}
 .advice>li.needed::before{background:var(--poor-bg);color:var(--poor)}
-.advice .urgent{color:var(--poor);font-weight:650}
+ol.more{counter-reset:advice 8}.advice .urgent{color:var(--poor);font-weight:650}
 .warnings>li{border-left:5px solid var(--fair)}
 .warnings .out{color:var(--soft);display:block;margin-top:2px}
 .fine{border-left:5px solid var(--good);margin-top:14px}
@@ -81,7 +81,7 @@ tbody th{font-weight:600}
 .two figcaption b{display:block;color:var(--ink);font-size:1rem}
 .chart{display:block;width:100%;height:auto;overflow:visible}
 .t{fill:var(--ink);font:12px system-ui,sans-serif}.t.small{font-size:11px;fill:var(--soft)}
-.t.number{font-size:12.5px;font-weight:700;fill:#fff}.t.tiny{font-size:9.5px}
+.t.number{font-size:12.5px;font-weight:700;fill:#fff}.t.tiny{font-size:9.5px}.t.least{font-size:6.5px}
 .axis{stroke:var(--grey);stroke-width:1}.grid{stroke:var(--line);stroke-width:1}
 .bar{fill:var(--accent);opacity:.78}.outline{fill:none;stroke:var(--orange);stroke-width:1.8}
 .median{stroke:var(--accent);stroke-width:1.6}
@@ -90,7 +90,7 @@ tbody th{font-weight:600}
 .curve.second{stroke:var(--orange);stroke-dasharray:5 4}
 .dot{fill:var(--accent)}.dot.second{fill:var(--orange)}
 .dot.best{fill:var(--card);stroke:var(--orange);stroke-width:3}
-.span{stroke:var(--accent);stroke-width:6;stroke-linecap:round;opacity:.3}
+.span{fill:var(--accent);opacity:.3;rx:3px}
 .pair{fill:none;stroke-linecap:round}.pair.good{stroke:var(--accent);opacity:var(--o)}
 .pair.little{stroke:var(--grey);opacity:.5}
 .pair.contradicts{stroke:var(--orange);stroke-dasharray:7 6;opacity:.9}
@@ -140,6 +140,7 @@ border-top:1px solid var(--line);padding:10px 12px}.compare tr:first-child{borde
 .compare th,.compare td{border:0;padding:0}.compare th{grid-column:1/-1;margin-bottom:5px}
 .compare td.n{text-align:left}.compare td.n:last-child{text-align:right}
 .compare td::before{content:attr(data-name);display:block;color:var(--soft);font-size:.74rem}
+.compare td:empty{display:none}.compare td:empty+td:not(:empty){grid-column:1/-1;text-align:left}
 .pad{padding:14px}th,td{padding:9px 7px}table{font-size:.9rem}section{margin-top:30px}
 .hero .lens{stroke-width:3}.hero .lens-number{font-size:30px}}
 @media print{

@@ -22,6 +22,10 @@ TEMPLATE = """\
 <li{% if title %} title="{{ title }}"{% endif %}>{{ words }} <b>{{ share|percent }}</b></li>
 {%- endif %}
 {%- endmacro -%}
+{%- macro advised(one) %}
+<li class="{{ one.urgency }}"><div>
+{%- if one.urgency == "needed" %}<span class="urgent">Needed: </span>{% endif %}{{ one.text }}</div></li>
+{%- endmacro -%}
 {%- macro compared(rows) -%}
 <table class="compare">
 <thead><tr><th>Measure</th><th class="n">before</th><th class="n">after</th><th class="n">change</th></tr></thead>
@@ -101,11 +105,12 @@ TEMPLATE = """\
 {%- if r.advice %}
 <p>Most important first, from what this scene shows of itself.</p>
 <ol class="advice">
-{%- for one in r.advice %}
-<li class="{{ one.urgency }}"><div>
-{%- if one.urgency == "needed" %}<span class="urgent">Needed: </span>{% endif %}{{ one.text }}</div></li>
-{%- endfor %}
+{%- for one in r.advice[:most_advice] %}{{ advised(one) }}{% endfor %}
 </ol>
+{%- if r.advice|length > most_advice %}
+<details class="plain"><summary>{{ r.advice|length - most_advice }} more</summary><ol class="advice more">
+{%- for one in r.advice[most_advice:] %}{{ advised(one) }}{% endfor %}</ol></details>
+{%- endif %}
 {%- else %}
 <div class="card pad fine">{{ r.advice_none }}</div>
 {%- endif %}

@@ -128,7 +128,9 @@ def sentence(text: str) -> str:
 
 def two_digits(value: float) -> str:
     """An error as it is said: 0.21, 0.073."""
-    return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+    if abs(value) >= 10:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def _way_out(text: str) -> str:

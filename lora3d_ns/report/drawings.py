@@ -122,7 +122,10 @@ def small_histogram(shown: Histogram, label: str) -> Drawing:
         if count
     ]
     return Drawing(
-        label=label, width=width, height=height + 1, shapes=(*bars, line(0, height + 0.5, width, height + 0.5, "axis"))
+        label=label,
+        width=width,
+        height=height + 1,
+        shapes=(*bars, line(0.0, height + 0.5, width, height + 0.5, "axis")),
     )
 
 
@@ -240,7 +243,7 @@ class _Scale:
 def _log_ticks(frame: _Frame, place: _Scale, first: float, last: float, words: Callable[[float], str]) -> list[Shape]:
     shapes = []
     for decade in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1):
-        x = place(decade)
+        x = place(float(decade))
         anchor = "end" if decade == round(last) else "start" if decade == round(first) else "middle"
         shapes.append(line(x, frame.top, x, frame.bottom, "grid"))
         shapes.append(text(x, frame.bottom + 14, words(10.0**decade), "small", anchor=anchor))

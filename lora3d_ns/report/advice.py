@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import networkx as nx
 
+from lora3d_ns.report.coverage import WHOLE_REGIONS
 from lora3d_ns.report.facts import Advice, Motion, PairFacts, PhotoFacts
 
 WEAK_OVERLAP = 0.3
@@ -33,6 +34,7 @@ def what_to_shoot_next(
     if len(photos) == 1:
         return (_one_alone(photos[0]), *_of_single_photos(photos))
     found: list[Advice] = []
+    connected = list(photos)
     if pairs:
         graph = good_graph(len(photos), pairs)
         groups = connected_groups(graph)
@@ -41,12 +43,13 @@ def what_to_shoot_next(
             found.append(_static(motion))
         # What lies outside the largest group was told of already.
         told = {number for group in groups[1:] for number in group}
+        connected = [photo for photo in photos if photo.number not in told]
         found += _weak(photos, pairs, told)
         if len(photos) > 2:
             found += _summed_up(list(_held_by_one(photos, graph, groups[0], told)))
     elif motion is not None and motion.near_static:
         found.append(_static(motion))
-    found += _of_single_photos(photos)
+    found += [*_thin(connected), *_of_single_photos(photos)]
     if len(photos) == 2 and not found:
         found.append(
             Advice(
@@ -122,7 +125,8 @@ def _apart(
             urgency="needed",
             photos=named,
             text=f"Take two or three photos on the way from {between}, each showing about two thirds of the one "
-            f"before: {listed(names)} {verb} together with none of the others ({shared}).",
+            f"before, or leave out {listed(names)} if {'it shows' if len(group) == 1 else 'they show'} something "
+            f"else: {'it' if len(group) == 1 else 'they'} {verb} together with none of the others ({shared}).",
         )
 
 
@@ -208,7 +212,6 @@ def _summed_up(held: Sequence[Advice]) -> Sequence[Advice]:
 
 
 def _of_single_photos(photos: Sequence[PhotoFacts]) -> Iterator[Advice]:
-    yield from _thin(photos)
     names, it = _those(photos, lambda photo: _below(photo.label_coverage, _LEAST_LABELLED))
     if names:
         yield _helpful(
@@ -247,14 +250,15 @@ def _thin(photos: Sequence[PhotoFacts]) -> Iterator[Advice]:
     """Parts that hang on one photo alone and are weak, the largest first."""
     thin = [photo for photo in photos if photo.thin_regions and (photo.thin_share or 0.0) >= _THIN_SHARE]
     for photo in sorted(thin, key=lambda photo: -(photo.thin_share or 0.0)):
-        where = listed([f"the {region}" if region != "all of it" else region for region in photo.thin_regions])
-        alone = f"{where} of {photo.name}" if photo.thin_regions != ("all of it",) else f"what {photo.name} shows"
+        whole = photo.thin_regions[0] in WHOLE_REGIONS
+        where = photo.thin_regions[0].removesuffix(" it") if whole else ""
+        where = where or f"{listed([f'the {region}' for region in photo.thin_regions])} of"
         yield Advice(
             kind="thin_coverage",
             urgency="helpful",
             photos=(photo.name,),
-            text=f"Take one more photo of {alone} from a step aside: no other photo sees it, and its depth is not "
-            f"believed ({_percent(photo.thin_share or 0.0)} of the photo is like that).",
+            text=f"Take one more photo of {where} {photo.name} from a step aside: no other photo sees it, and its depth "
+            f"is not believed ({_percent(photo.thin_share or 0.0)} of the photo is like that).",
         )
 
 

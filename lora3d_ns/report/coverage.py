@@ -18,7 +18,9 @@ _TOLERANCE = 0.05
 _POINTS_PER_VIEW = 1_600
 _LEAST_OF_CELL = 0.5
 """A ninth of a photo is named where more than this share of it is thin."""
-_MOST_NAMED = 3
+_MOST_NAMED, _MOST_OF_NINE = 3, 6
+WHOLE_REGIONS = ("most of it", "all of it")
+"""Named instead of single parts."""
 
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
 
@@ -90,7 +92,7 @@ def coverage(details: SceneDetails, cameras: Cameras, *, thin_cutoff: float) -> 
 
 
 def thin_regions(cover: Coverage) -> tuple[str, ...]:
-    """Which ninths of a photo are thin, in words: whole rows and columns as edges, at most three."""
+    """Which ninths of a photo are thin, in words: rows and columns as thirds, at most three; or most or all of it."""
     rows, columns = cover.thin.shape
     cells = torch.zeros(3, 3, dtype=torch.bool)
     for row in range(3):
@@ -101,8 +103,8 @@ def thin_regions(cover: Coverage) -> tuple[str, ...]:
             )
             share = _share(cover.thin[part], cover.counted[part])
             cells[row, column] = share is not None and share > _LEAST_OF_CELL
-    if bool(cells.all()):
-        return ("all of it",)
+    if int(cells.sum()) >= _MOST_OF_NINE:
+        return (WHOLE_REGIONS[bool(cells.all())],)
     named: list[str] = []
     whole_columns = [column for column in range(3) if bool(cells[:, column].all())]
     named += [f"{_COLUMNS[column]} third" for column in whole_columns]

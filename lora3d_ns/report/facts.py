@@ -67,7 +67,7 @@ class PhotoFacts:
         label_coverage: Share of pixels that had a label; None where nothing was learnt.
         seen_share: Share of pixels that another photo sees too.
         thin_share: Share of pixels that no other photo sees and that weigh little.
-        thin_regions: Where most of them are: "upper left", "right edge".
+        thin_regions: Where most of them are: "upper left", "right third", "most of it".
         moving_share: Share of pixels that no static geometry explains.
         masked_share: Share of all pixels that the mask takes out.
         brightness: Mean of its sRGB values, 0 to 1.

@@ -25,7 +25,7 @@ _LISTED_PAIRS, _LISTED_ADVICE = 10, 8
 _LEVEL_WORDS = {
     "good": "✓ Holds together",
     "fair": "! Usable, with weak spots",
-    "poor": "✗ Does not hold together",
+    "poor": "✗ Not to be trusted",
     "unknown": "? Not known",
 }
 _PAIR_WORDS = {

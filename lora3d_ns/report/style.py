@@ -44,9 +44,9 @@ overflow-wrap:anywhere}
 background:var(--line);color:var(--ink)}
 .badge.good{background:var(--good-bg);color:var(--good)}.badge.fair{background:var(--fair-bg);color:var(--fair)}
 .badge.poor{background:var(--poor-bg);color:var(--poor)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;background:var(--line);
+.tiles{display:flex;flex-wrap:wrap;gap:1px;background:var(--line);
 border-top:1px solid var(--line)}
-.tile{background:var(--card);padding:14px 20px 16px}
+.tile{flex:1 1 150px;background:var(--card);padding:14px 20px 16px}
 .tile b{display:block;font-size:1.35rem;line-height:1.25;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
 .tile span{display:block;font-size:.82rem;color:var(--soft);line-height:1.35}
 nav{display:flex;flex-wrap:wrap;gap:6px 18px;margin:18px 2px 0;font-size:.92rem}
@@ -132,7 +132,7 @@ footer{margin-top:44px;color:var(--soft);font-size:.84rem}
 @media (max-width:760px){
 .wrap{padding:16px 12px 40px}.two{grid-template-columns:minmax(0,1fr)}
 .verdict{padding:16px 16px 14px}.verdict p{font-size:1.2rem}.verdict p+p{font-size:1.02rem}
-.tiles{grid-template-columns:repeat(2,1fr)}.tile{padding:11px 16px 12px}.tile b{font-size:1.15rem}
+.tile{flex-basis:40%;padding:11px 16px 12px}.tile b{font-size:1.15rem}
 .maps{grid-template-columns:repeat(2,minmax(0,1fr))}.maps figure:first-child{grid-column:1/-1}
 .two.charts>figure:last-child:nth-child(odd){display:flex;gap:0}
 .compare thead{display:none}.compare tr{display:grid;grid-template-columns:1fr 1fr 1.5fr;

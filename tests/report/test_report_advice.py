@@ -130,6 +130,16 @@ def test_thin_parts_are_named_largest_first() -> None:
     assert [one.photos for one in found] == [("b.jpg",), ("a.jpg",)]
     assert "the upper left and the upper middle of b.jpg" in found[0].text
     assert "30 %" in found[0].text
+    whole = photos_of(3, pairs, thin_share={1: 0.9}, thin_regions={1: ("most of it",)})
+    assert "photo of most of a.jpg from" in what_to_shoot_next(whole, pairs, MOVED)[0].text
+
+
+def test_thin_parts_of_photos_apart_are_no_news() -> None:
+    pairs = [*complete(3), pair(3, 4, 0.02, "little_overlap")]
+    photos = photos_of(4, pairs, thin_share={4: 0.9}, thin_regions={4: ("all of it",)})
+    (said,) = what_to_shoot_next(photos, pairs, MOVED)
+    assert said.kind == "not_connected"
+    assert "or leave out d.jpg if it shows something else" in said.text
 
 
 @pytest.mark.parametrize(

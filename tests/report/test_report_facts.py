@@ -311,6 +311,7 @@ def test_regions_in_words() -> None:
     assert regions((0, 2), (1, 2), (2, 2)) == ("right third",)
     assert regions((2, 0), (2, 1), (2, 2)) == ("lower third",)
     assert regions((0, 0), (1, 0), (2, 0), (0, 1), (0, 2)) == ("left third", "upper third")
+    assert regions(*((row, column) for row in (0, 1) for column in range(3))) == ("most of it",)
     assert regions(*((row, column) for row in range(3) for column in range(3))) == ("all of it",)
 
 

@@ -257,8 +257,8 @@ def _thin(photos: Sequence[PhotoFacts]) -> Iterator[Advice]:
             kind="thin_coverage",
             urgency="helpful",
             photos=(photo.name,),
-            text=f"Take one more photo of {where} {photo.name} from a step aside: no other photo sees it, and its depth "
-            f"is not believed ({_percent(photo.thin_share or 0.0)} of the photo is like that).",
+            text=f"Take one more photo of {where} {photo.name} from a step aside: no other photo sees it, and its "
+            f"depth is not believed ({_percent(photo.thin_share or 0.0)} of the photo is like that).",
         )
 
 

@@ -4,8 +4,9 @@
 brought to the photo's own resolution, and turned upright with it.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from lora3d_ns.conventions import ExifOrientation, upright_camera_from_stored
 from lora3d_ns.errors import KnownCameraError
-from lora3d_ns.photos.camera_files import KnownCamera, KnownCameras
+from lora3d_ns.photos.camera_entries import KnownCamera, KnownCameras, pinhole
+from lora3d_ns.photos.files import PhotoFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,13 @@ def cameras_of_photos(
     """Intrinsics in upright source pixels and poses of upright cameras; None where the file does not tell.
 
     An entry belongs to a photo by its path relative to the file, else by its name among the views, else by its file
-    name alone.
+    name alone; where no photo has an entry's name, also by the name without ending: a photo may have been converted.
 
     Raises:
         KnownCameraError: An entry fits several photos or the other way round, declares a size of another shape, or
             belongs to a mirrored photo; or no entry fits any photo.
     """
-    matched = [_matching_camera(known, photo) for photo in photos]
+    matched = _matching_cameras(known, photos)
     photo_of_entry: dict[str, PhotoPixels] = {}
     for photo, camera in zip(photos, matched, strict=True):
         if camera is not None and photo_of_entry.setdefault(camera.entry, photo) is not photo:
@@ -56,13 +58,7 @@ def cameras_of_photos(
                 way_out="Write the entries with their folders",
                 path=known.path,
             )
-    if not photo_of_entry:
-        example = f" (an entry here: {known.cameras[0].entry!r})" if known.cameras else ""
-        raise KnownCameraError(
-            f"no entry has the name of a photo such as {photos[0].name!r}{example}",
-            way_out="Give the cameras of these photos, under their file names",
-            path=known.path,
-        )
+    _require_any(known, photo_of_entry, photos[0].name)
     upright = [
         (None, None) if camera is None else _upright_camera(known, camera, photo)
         for photo, camera in zip(photos, matched, strict=True)
@@ -70,15 +66,94 @@ def cameras_of_photos(
     return tuple(K for K, _ in upright), tuple(T_world_camera for _, T_world_camera in upright)
 
 
-def _matching_camera(known: KnownCameras, photo: PhotoPixels) -> KnownCamera | None:
-    photo_path = os.path.abspath(photo.path)  # noqa: PTH100 (by name, links not followed)
-    entries = [(camera, camera.entry.replace("\\", "/")) for camera in known.cameras]
-    by_path = [] if known.root is None else [c for c, entry in entries if _joined(known.root, entry) == photo_path]
-    by_name = [camera for camera, entry in entries if entry.removeprefix("./") == photo.name]
+def listed_photos(known: KnownCameras, photos: Sequence[PhotoFile]) -> tuple[PhotoFile, ...]:
+    """Those of the photos that have an entry, in their order: for whoever wants the images of a file and no others.
+
+    Raises:
+        KnownCameraError: Several entries fit one photo; or no entry fits any.
+    """
+    listed = [
+        photo for photo, camera in zip(photos, _matching_cameras(known, photos), strict=True) if camera is not None
+    ]
+    _require_any(known, listed, photos[0].name)
+    return tuple(listed)
+
+
+def _require_any(known: KnownCameras, found: object, example_name: str) -> None:
+    if not found:
+        example = f" (an entry here: {known.cameras[0].entry!r})" if known.cameras else ""
+        raise KnownCameraError(
+            f"no entry has the name of a photo such as {example_name!r}{example}",
+            way_out="Give the cameras of these photos, under their file names",
+            path=known.path,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Entry:
+    camera: KnownCamera
+    name: str
+    path: str | None
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]  # noqa: PTH122 (also of names that are no paths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Photo:
+    """A photo's names, each also without its ending."""
+
+    path: str
+    name: str
+    file: str
+
+    @property
+    def bare(self) -> tuple[str, str, str]:
+        path, name, file = (os.path.splitext(text)[0] for text in (self.path, self.name, self.file))  # noqa: PTH122
+        return path, name, file
+
+
+_Way = Callable[[_Entry, _Photo], bool]
+
+_BY_NAME: tuple[_Way, ...] = (
+    lambda entry, photo: entry.path == photo.path,
+    lambda entry, photo: entry.name == photo.name,
+    lambda entry, photo: entry.name.endswith(f"/{photo.name}"),
     # Some transforms.json leave the ending out.
-    names = (photo.path.name, photo.path.stem)
-    by_file_name = [camera for camera, entry in entries if entry.rsplit("/", 1)[-1] in names]
-    for candidates in (by_path, by_name, by_file_name):
+    lambda entry, photo: entry.path == photo.bare[0],
+    lambda entry, photo: entry.name.rsplit("/", 1)[-1] in (photo.file, photo.bare[2]),
+)
+"""How an entry can be meant for a photo, the surest way first."""
+
+_CONVERTED: tuple[_Way, ...] = (
+    lambda entry, photo: entry.stem in (photo.name, photo.bare[1]),
+    lambda entry, photo: entry.stem.endswith((f"/{photo.name}", f"/{photo.bare[1]}")),
+    lambda entry, photo: entry.stem.rsplit("/", 1)[-1] in (photo.file, photo.bare[2]),
+)
+"""The same for a photo that was converted: `IMG_1.HEIC` to `IMG_1.jpg` or `IMG_1.HEIC.png`."""
+
+
+def _matching_cameras(
+    known: KnownCameras, photos: Sequence[PhotoPixels] | Sequence[PhotoFile]
+) -> list[KnownCamera | None]:
+    entries = []
+    for camera in known.cameras:
+        name = camera.entry.replace("\\", "/").removeprefix("./")
+        path = None if known.root is None else _absolute(os.path.join(_absolute(known.root), name))  # noqa: PTH118
+        entries.append(_Entry(camera=camera, name=name, path=path))
+    named = [_Photo(path=_absolute(photo.path), name=photo.name, file=photo.path.name) for photo in photos]
+    matched = [_match(known, entries, photo, _BY_NAME) for photo in named]
+    left = [entry for entry in entries if entry.camera not in matched]
+    return [
+        _match(known, left, photo, _CONVERTED) if camera is None else camera
+        for camera, photo in zip(matched, named, strict=True)
+    ]
+
+
+def _match(known: KnownCameras, entries: Sequence[_Entry], photo: _Photo, ways: Sequence[_Way]) -> KnownCamera | None:
+    for fits in ways:
+        candidates = [entry.camera for entry in entries if fits(entry, photo)]
         if len(candidates) > 1:
             raise KnownCameraError(
                 f"entries {candidates[0].entry!r} and {candidates[1].entry!r} both fit the photo {photo.name}",
@@ -90,8 +165,8 @@ def _matching_camera(known: KnownCameras, photo: PhotoPixels) -> KnownCamera | N
     return None
 
 
-def _joined(root: Path, entry: str) -> str:
-    return os.path.normpath(os.path.join(os.path.abspath(root), entry))  # noqa: PTH100, PTH118 (by name only)
+def _absolute(path: Path | str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 (by name, links not followed)
 
 
 def _upright_camera(
@@ -100,6 +175,10 @@ def _upright_camera(
     width, height = photo.stored_size
     upright_size = (height, width) if photo.orientation >= 5 else (width, height)
     K, T_world_camera, pixels = camera.K, camera.T_world_camera, known.pixels
+    if camera.angle_x_rad is not None:
+        size = photo.stored_size if pixels == "stored" else upright_size
+        focal_px = size[0] / 2 / math.tan(camera.angle_x_rad / 2)
+        K = pinhole(focal_px, focal_px, size[0] / 2, size[1] / 2)
     if camera.size is not None:
         if pixels == "stored" and not _same_shape(camera.size, photo.stored_size):
             pixels = "upright"

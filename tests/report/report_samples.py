@@ -22,6 +22,13 @@ GATE = {
     "after": {"label_error": 0.12, "order_error": 0.04, "match_error": None, "matches": 0},
 }
 
+HOSTILE = (
+    "<script>window.hacked=1;alert(1)</script>.png",
+    '" onmouseover="window.hacked=1" x=\'.png',
+    "'><img src=x onerror=window.hacked=1>&amp;{{ 7*7 }}.png",
+)
+"""Names of photos that would act if they were not escaped."""
+
 
 def photo(
     number: int, *, name: str | None = None, partners: Mapping[int, float] | None = None, **changed

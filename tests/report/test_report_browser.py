@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from browser import require_chromium, screenshot
-from report.report_samples import scene_and_details
-from report.test_report_page import HOSTILE
+from report.report_samples import HOSTILE, scene_and_details
 
 from lora3d_ns.report.write import report_on_scene
 from lora3d_ns.scene_io.scenes import save_scene

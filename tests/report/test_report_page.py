@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report.report_samples import letter, pair, photo, photos_of, ring, scene_and_details
+from report.report_samples import HOSTILE, letter, pair, photo, photos_of, ring, scene_and_details
 
 from lora3d_ns.errors import DamagedFileError, StorageError
 from lora3d_ns.report.assemble import report_of
@@ -27,11 +27,6 @@ from lora3d_ns.report.pictures import COVERAGE_COLOURS, maps_of
 from lora3d_ns.report.write import report_on_scene
 from lora3d_ns.scene_io.scenes import save_scene
 
-HOSTILE = (
-    "<script>window.hacked=1;alert(1)</script>.png",
-    '" onmouseover="window.hacked=1" x=\'.png',
-    "'><img src=x onerror=window.hacked=1>&amp;{{ 7*7 }}.png",
-)
 VOID = {"meta", "link", "img", "br"}
 
 

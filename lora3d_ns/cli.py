@@ -1,25 +1,28 @@
 """The `lora3d` command: one dataclass of settings per job, turned into a command line by tyro.
 
 Nothing heavy is imported before a job is chosen, so `lora3d --help` answers at once. Exit codes: 0 the job was done,
-2 it was not and one line says what to do, 130 interrupted.
+2 it was not and one line says what to do, 1 a defect of ours, 130 interrupted.
 """
 
+import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any
 
-import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import subcommand
 
 from lora3d_ns.cli_benchmarks import Benchmark
+from lora3d_ns.cli_config import SETTINGS_FILE, read_settings, write_settings
 from lora3d_ns.cli_export import Export
+from lora3d_ns.cli_look import Report, View
+from lora3d_ns.cli_parsing import UsageError, parsed
+from lora3d_ns.cli_photos import Calibrate, Reconstruct
 from lora3d_ns.errors import Lora3dError
-
-if TYPE_CHECKING:
-    from lora3d_ns.commands import Source
-    from lora3d_ns.reconstruct import Arm, Calibration, ReconstructSettings
+from lora3d_ns.progress import no_progress_bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,10 @@ class Demo:
     splat_steps: int | None = None
     """Steps of training Gaussians; by default the method's own number, 0 makes none."""
 
+    def settings_file(self) -> Path:
+        """Where the settings of this run are kept."""
+        return self.output / SETTINGS_FILE
+
     def run(self) -> None:
         """Does the job and prints where the results are."""
         from lora3d_ns.demo import run_demo
@@ -47,122 +54,8 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FromPhotos:
-    """What `calibrate` and `reconstruct` have in common."""
-
-    photos: Annotated[Path, Positional]
-    """Folder of photos; masks beside them are found and respected."""
-    output: Annotated[Path, arg(aliases=["-o"])]
-    """Folder for the result; what `lora3d` left there before is replaced."""
-    network: str = "512_dpt"
-    """Network by name or path: `512_dpt`, `512_linear`, `224_linear` (official), `rooms` (bundled, for rooms only)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; `auto` takes CUDA where there is one."""
-    known_cameras: Path | None = None
-    """What is known already: a COLMAP model, a transforms.json, or a JSON file of ours with intrinsics or poses."""
-    every: int = 1
-    """Take each n-th photo only (frames of a video)."""
-    at_most: int | None = None
-    """Take this many photos at most, evenly spread."""
-    matches: Literal["auto", "off"] = "auto"
-    """Whether 2D correspondences between the photos correct the cameras."""
-    epochs: int | None = None
-    """Times that every pair is learnt, at most; by default 10."""
-    rounds: int = 1
-    """How often labels are made and learnt; a second round begins from what the first has made better."""
-    seed: int = 0
-    """Of everything random."""
-    cache: Path | None = None
-    """Folder for results of stages, so that interrupted work goes on; by default `.lora3d-cache` beside the output."""
-    json: Path | None = None
-    """File for the report."""
-
-    def source(self) -> "Source":
-        """Photos and network."""
-        from lora3d_ns.commands import Source
-
-        return Source(
-            photos=self.photos,
-            network=self.network,
-            device=self.device,
-            known_cameras=self.known_cameras,
-            every=self.every,
-            at_most=self.at_most,
-            cache=self.cache,
-        )
-
-    def settings(self, arm: "Arm") -> "ReconstructSettings":
-        """Settings of all stages."""
-        from lora3d_ns.reconstruct import ReconstructSettings
-
-        settings = ReconstructSettings(arm=arm, rounds=self.rounds)
-        finetune = replace(settings.finetune, seed=self.seed)
-        if self.epochs is not None:
-            finetune = replace(finetune, epochs=self.epochs)
-        return replace(settings, finetune=finetune, alignment=replace(settings.alignment, matches=self.matches))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrate(_FromPhotos):
-    """Photos to a LoRA adapter of the network for this scene, in peft's format. Needs no labels."""
-
-    keep_refused: bool = False
-    """Write the adapter even if the gate finds that it makes the scene worse."""
-
-    def run(self) -> None:
-        """Does the job and prints what came out."""
-        from lora3d_ns.commands import run_calibrate, write_report
-
-        calibration, report = run_calibrate(
-            self.source(), self.output, self.settings("self_calibrated"), keep_refused=self.keep_refused
-        )
-        _print_calibration(calibration)
-        print(f"Adapter:  {self.output}")
-        if self.json is not None:
-            write_report(report, self.json)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruct(_FromPhotos):
-    """Photos to cameras and a weighted point cloud: the whole method, or one arm of it."""
-
-    adapter: Path | None = None
-    """Folder of an adapter made before; nothing is learnt then."""
-    arm: Literal["self_calibrated", "robust", "pretrained"] = "self_calibrated"
-    """The whole method; the network as it is with our alignment; the same with DUSt3R's own objective."""
-
-    def run(self) -> None:
-        """Does the job and prints what came out."""
-        from lora3d_ns.commands import run_reconstruct, write_report
-
-        made, report = run_reconstruct(self.source(), self.output, self.settings(self.arm), adapter=self.adapter)
-        if made.calibration is not None:
-            _print_calibration(made.calibration)
-        for warning in made.understood.aligned.diagnosis.warnings:
-            print(f"Warning:  {warning}")
-        print(f"Points:   {len(made.scene.points)}")
-        print(f"Seconds:  {', '.join(f'{stage} {spent:.1f}' for stage, spent in made.seconds.items())}")
-        print(f"Scene:    {self.output}")
-        print(f"Picture:  {self.output / 'scene.png'}")
-        if self.json is not None:
-            write_report(report, self.json)
-
-
-def _print_calibration(calibration: "Calibration") -> None:
-    coverage, gate = calibration.labels.coverage, calibration.gate
-    print(
-        f"Labels:   {float(coverage.mean()):.0%} of the pixels, {float(coverage.min()):.0%} in the least covered photo"
-    )
-    if gate is not None:
-        print(f"Gate:     {'accepted' if gate.accepted else 'REFUSED: going on without the adapter'}; {gate.reason}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Trains the bundled network from scratch on rooms; a training found in the folder is continued.
-
-    What is no option here is a documented field of `lora3d_ns.rooms.pretrain.PretrainSettings`.
-    """
+    """Trains the bundled network from scratch on rooms; a training found in the folder is continued."""
 
     folder: Path = Path("outputs/pretrain")
     """Checkpoints, log, curves, and on a CPU the cached photos."""
@@ -184,6 +77,10 @@ class Pretrain:
     """CPU threads; None for all cores."""
     validate_every: int = 1000
     """Steps between validations."""
+
+    def settings_file(self) -> Path:
+        """Where the settings of this run are kept."""
+        return self.folder / SETTINGS_FILE
 
     def run(self) -> None:
         """Trains, prints the validation and writes the weights."""
@@ -216,10 +113,7 @@ class Pretrain:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """What is there and what is missing on this machine, each with its fix. Asks nothing of the network.
-
-    Exit code 0: photos to splats can be done here in some way, be it on the CPU; 1: it cannot.
-    """
+    """What is there and what is missing on this machine, each with its fix; exit code 1 if nothing can be done here."""
 
     output: Path = Path("outputs")
     """Where results would go."""
@@ -248,19 +142,47 @@ class Doctor:
             sys.exit(1)
 
 
-_DESCRIPTION = (
-    "Photos without poses in, a self-calibrated 3D scene out. Exit codes: 0 done, 2 not done (one line says why)."
-)
+def _command(job: Any, name: str) -> Any:
+    return Annotated[job, subcommand(name, prefix_name=False)]
+
 
 Job = (
-    Annotated[Demo, subcommand("demo", prefix_name=False)]
-    | Annotated[Calibrate, subcommand("calibrate", prefix_name=False)]
-    | Annotated[Reconstruct, subcommand("reconstruct", prefix_name=False)]
-    | Annotated[Export, subcommand("export", prefix_name=False)]
-    | Annotated[Pretrain, subcommand("pretrain", prefix_name=False)]
-    | Annotated[Doctor, subcommand("doctor", prefix_name=False)]
+    _command(Reconstruct, "reconstruct")
+    | _command(View, "view")
+    | _command(Report, "report")
+    | _command(Export, "export")
+    | _command(Calibrate, "calibrate")
+    | _command(Demo, "demo")
+    | _command(Doctor, "doctor")
     | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
+    | _command(Pretrain, "pretrain")
 )
+
+REPEATABLE = {"reconstruct": Reconstruct, "calibrate": Calibrate, "export": Export, "demo": Demo, "pretrain": Pretrain}
+"""Commands whose runs leave their settings in a file, and are repeated by `--config` with that file."""
+
+_DESCRIPTION = """Photos without poses in, a self-calibrated 3D scene out.
+
+    lora3d reconstruct photos -o scene        then: lora3d view scene
+
+With every command: --quiet (nothing but errors), --verbose (what happens in detail), --config FILE (the settings of a
+run, as reconstruct, calibrate, export, demo and pretrain leave them: options on the line go first; alone it repeats the
+run). Exit codes: 0 done, 2 not done and one line says why, 1 a defect of lora3d, 130 interrupted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conduct:
+    """What holds for every command.
+
+    Attributes:
+        quiet: Say nothing but errors.
+        verbose: Say everything, and show where an error came from.
+        config: File with settings.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    config: Path | None = None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -269,15 +191,100 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Instead of the process' own.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    conduct = _Conduct()
     try:
-        tyro.cli(Job, prog="lora3d", description=_DESCRIPTION, args=arguments).run()  # pyright: ignore
+        conduct, rest = _split(sys.argv[1:] if arguments is None else arguments)
+        with _conducted(conduct):
+            command, job = _job_of(rest, conduct.config)
+            try:
+                job.run()
+            except KeyboardInterrupt:
+                # What was interrupted is gone on with by its settings, too.
+                write_settings(command, job)
+                raise
+            write_settings(command, job)
     except Lora3dError as error:
-        print(f"lora3d: {error}", file=sys.stderr)
+        if conduct.verbose:
+            logging.getLogger("lora3d_ns").debug("where it came from", exc_info=True)
+        print(f"lora3d: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lora3d: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read what we print has gone (`| head`); Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if conduct.verbose:
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        print(
+            f"lora3d: this is a defect of lora3d ({said}). Run it again with --verbose and report what it says",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _split(arguments: Sequence[str]) -> tuple[_Conduct, list[str]]:
+    """What holds for every command, wherever it stands on the line, and the rest of the line.
+
+    Raises:
+        UsageError: Both quiet and verbose, or `--config` without a file.
+    """
+    quiet = verbose = False
+    config: Path | None = None
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--quiet":
+            quiet = True
+        elif word == "--verbose":
+            verbose = True
+        elif word == "--config" or word.startswith("--config="):
+            file = word.partition("=")[2] if "=" in word else next(words, "")
+            if not file:
+                raise UsageError("--config names no file", way_out="Name one that `lora3d` left beside a result")
+            config = Path(file)
+        else:
+            rest.append(word)
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose at once", way_out="Choose one")
+    return _Conduct(quiet=quiet, verbose=verbose, config=config), rest
+
+
+def _job_of(arguments: list[str], config: Path | None) -> tuple[str, Any]:
+    """The command's name and its job."""
+    default = None
+    if config is not None:
+        of_file, default = read_settings(config, REPEATABLE)
+        named = next((word for word in arguments if not word.startswith("-")), None)
+        if named is None or named not in _NAMES:
+            arguments = [of_file, *arguments]
+        elif named != of_file:
+            raise UsageError(
+                f"{config} holds settings of `lora3d {of_file}`, not of `lora3d {named}`",
+                way_out=f"Use `lora3d {of_file} --config {config}`",
+            )
+    job = parsed(Job, arguments, "lora3d", default=default, description=_DESCRIPTION)
+    name = next((name for name, kind in REPEATABLE.items() if type(job) is kind), "")
+    return name, job
+
+
+_NAMES = ("reconstruct", "view", "report", "export", "calibrate", "demo", "doctor", "benchmark", "pretrain")
+
+
+@contextlib.contextmanager
+def _conducted(conduct: _Conduct) -> Iterator[None]:
+    """Logging, printing and bars as asked for."""
+    level = logging.ERROR if conduct.quiet else logging.DEBUG if conduct.verbose else logging.INFO
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lora3d_ns").setLevel(level)
+    with contextlib.ExitStack() as stack:
+        if conduct.quiet:
+            stack.enter_context(no_progress_bars())
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        yield
 
 
 if __name__ == "__main__":

@@ -2,6 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_silenced: ContextVar[bool] = ContextVar("silenced", default=False)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """No bar is drawn within."""
+    before = _silenced.set(True)
+    try:
+        yield
+    finally:
+        _silenced.reset(before)
 
 
 @contextmanager
@@ -28,6 +41,6 @@ def progress_bar(description: str, total: int, *, shown: bool = True) -> Iterato
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown or _silenced.get()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)

@@ -20,7 +20,9 @@ SCENE_FILE = "scene.safetensors"
 DETAILS_FILE = "details.safetensors"
 CAMERAS_FILE = "cameras.json"
 PICTURE_FILE = "scene.png"
-_FILES = {SCENE_FILE, DETAILS_FILE, CAMERAS_FILE, PICTURE_FILE}
+REPORT_FILES = ("report.html", "report.json")
+"""What `lora3d_ns.report` leaves there by default; a new scene makes them outdated."""
+_FILES = {SCENE_FILE, DETAILS_FILE, CAMERAS_FILE, PICTURE_FILE, *REPORT_FILES}
 
 _CONVENTION = (
     "T_world_camera (4x4) maps camera coordinates to world coordinates; the camera looks along +z, x points right and "

@@ -49,7 +49,10 @@ for name, understood in (("before", learnt.before), ("after", made.understood)):
         true_both = torch.cat([true.reshape(-1, 3) for true in truth.true_points(edge)])
         said_both = torch.cat([pair.points_first.reshape(-1, 3), pair.points_second.reshape(-1, 3)])
         scale = best_scale(said_both, true_both)
-        points[edge], errors[edge] = scale * pair.points_second, float((scale * said_both - true_both).norm(dim=1).mean())
+        points[edge], errors[edge] = (
+            scale * pair.points_second,
+            float((scale * said_both - true_both).norm(dim=1).mean()),
+        )
     second_points.append(points)
     errors_m.append(errors)
     focal = absolute_focal_error_percent(understood.aligned.cameras.K, truth.cameras.K)

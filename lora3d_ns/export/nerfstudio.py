@@ -6,8 +6,10 @@ from pathlib import Path
 
 from lora3d_ns.atomic_files import replace_folder
 from lora3d_ns.conventions import opengl_from_opencv
+from lora3d_ns.export.folders import write_mark
 from lora3d_ns.export.photos import photo_headers, upright_files
 from lora3d_ns.export.pointcloud import write_ply
+from lora3d_ns.photos.camera_files import UPRIGHT_KEY
 from lora3d_ns.types import Scene
 
 CLOUD_FILE = "sparse_pc.ply"
@@ -35,9 +37,15 @@ def write_nerfstudio(scene: Scene, folder: Path, photos: Path) -> None:
     """
     headers = photo_headers(scene, photos)
     with replace_folder(folder) as new:
-        files = upright_files(headers, new / IMAGES_FOLDER)
-        own = [str(file.relative_to(new)) if file.is_relative_to(new) else str(file) for file in files]
-        content = {"camera_model": "PINHOLE", "ply_file_path": CLOUD_FILE, "frames": _frames(scene, own)}
+        files = upright_files(scene.names, headers, new / IMAGES_FOLDER)
+        own = [file.relative_to(new).as_posix() if file.is_relative_to(new) else str(file) for file in files]
+        content = {
+            "camera_model": "PINHOLE",
+            "ply_file_path": CLOUD_FILE,
+            UPRIGHT_KEY: "upright",
+            "frames": _frames(scene, own),
+        }
+        write_mark(new)
         (new / TRANSFORMS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         write_ply(scene, new / CLOUD_FILE, with_weights=False)
 

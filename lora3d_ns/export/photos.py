@@ -1,17 +1,20 @@
 """The photos of a scene as files that programs read right which know nothing of orientation and colour profiles."""
 
-from pathlib import Path
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from lora3d_ns.errors import InvalidDataError, StorageError
+from lora3d_ns.export.folders import path_below
 from lora3d_ns.images import PhotoSettings, load_source_photo
 from lora3d_ns.photos.files import PhotoHeader, is_plain, read_header
 from lora3d_ns.types import Scene
 
 
 def photo_headers(scene: Scene, folder: Path) -> list[PhotoHeader]:
-    """The scene's photos in a folder, by their names.
+    """The scene's photos in a folder or, as `load_views` has it, in its `images`, by their names.
 
     Raises:
         StorageError: A photo is not there.
@@ -20,10 +23,10 @@ def photo_headers(scene: Scene, folder: Path) -> list[PhotoHeader]:
     """
     headers = []
     for name, size in zip(scene.names, scene.cameras.sizes, strict=True):
-        path = folder / name
-        if not path.is_file():
+        path = next((path for path in (folder / name, folder / "images" / name) if path.is_file()), None)
+        if path is None:
             raise StorageError(
-                "the scene's photo is not there", way_out="Give the folder the scene was made from", path=path
+                "the scene's photo is not there", way_out="Give the folder the scene was made from", path=folder / name
             )
         header = read_header(path)
         if header.upright_size != size:
@@ -36,29 +39,49 @@ def photo_headers(scene: Scene, folder: Path) -> list[PhotoHeader]:
     return headers
 
 
-def upright_files(headers: list[PhotoHeader], folder: Path) -> list[Path]:
+def upright_files(
+    names: Sequence[str], headers: Sequence[PhotoHeader], folder: Path, *, copy_all: bool = False
+) -> tuple[Path, ...]:
     """The photos' own files where they are upright sRGB already, else PNG copies in the folder.
+
+    A copy of `IMG_1.HEIC` is `IMG_1.png`, or `IMG_1.HEIC.png` where several photos are called `IMG_1`.
+
+    Args:
+        names: Of the photos.
+        headers: Of their files.
+        folder: For the copies; made if there are any.
+        copy_all: Also files that could stay where they are, byte for byte under their own names.
 
     Raises:
         StorageError: A copy cannot be written.
+        InvalidDataError: A photo's name points out of the folder.
         PhotoError: A photo cannot be read.
     """
+    bare = [str(PurePosixPath(name).with_suffix("")).lower() for name in names]
     files = []
-    for number, header in enumerate(headers):
-        if is_plain(header):
+    for name, header in zip(names, headers, strict=True):
+        plain = is_plain(header)
+        if plain and not copy_all:
             files.append(header.path.resolve())
             continue
-        copy = folder / f"{number:04d}_{header.path.stem[:50]}.png"
+        alone = bare.count(str(PurePosixPath(name).with_suffix("")).lower()) == 1
+        copy_name = name if plain else f"{PurePosixPath(name).with_suffix('') if alone else name}.png"
+        files.append(_copied(header, path_below(folder, copy_name), plain=plain))
+    return tuple(files)
+
+
+def _copied(header: PhotoHeader, copy: Path, *, plain: bool) -> Path:
+    try:
+        if plain:
+            shutil.copyfile(header.path, copy)
+            return copy
         color: Image.Image = load_source_photo(header, None, PhotoSettings()).color
         bare = color.copy()
         # Pillow would write the old orientation into the upright copy.
         bare.info = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            bare.save(copy, compress_level=1)
-        except OSError as error:
-            raise StorageError(
-                f"the copy cannot be written ({error.strerror or error})", way_out="Choose another folder", path=copy
-            ) from error
-        files.append(copy)
-    return files
+        bare.save(copy, compress_level=1)
+    except OSError as error:
+        raise StorageError(
+            f"the copy cannot be written ({error.strerror or error})", way_out="Choose another folder", path=copy
+        ) from error
+    return copy

@@ -1,5 +1,6 @@
 """Which pixels of which photos show the same point: tracks, from points that every photo has of its own."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.types import Cameras, Scene
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackSettings:
     """Which pixels belong together.
 
     Attributes:
-        most_points: So many tracks are kept, drawn at random; each is kept or dropped as a whole.
+        most_points: So many tracks are kept, drawn at random; each is kept or dropped as a whole. Half of them are
+            shared out among the photos, so that none is left without.
         least_photos: Points that fewer photos show are left out: bundle adjustment refuses points of one photo.
         depth_share: Two photos show the same point where their depths differ by no more than this share.
         seed: Of the draw.
@@ -100,10 +104,9 @@ def _tracks(scene: Scene, pixels: Tensor, first: Tensor, joined: Tensor, setting
             f"no point is seen by {settings.least_photos} photos",
             way_out="Export the cloud as ply, or crop less",
         )
+    _say_who_has_none(scene, first, joined, beginnings)
     if len(beginnings) > settings.most_points:
-        generator = torch.Generator().manual_seed(settings.seed)
-        drawn = torch.randperm(len(beginnings), generator=generator)[: settings.most_points]
-        beginnings = beginnings[drawn].sort().values
+        beginnings = _drawn(scene, first, joined, beginnings, settings)
     place = torch.full((len(scene.points),), -1, dtype=torch.int64)
     place[beginnings] = torch.arange(len(beginnings))
     kept = place[first] >= 0
@@ -123,6 +126,35 @@ def _tracks(scene: Scene, pixels: Tensor, first: Tensor, joined: Tensor, setting
         views=scene.point_views[joined].long(),
         pixels=pixels[joined],
     )
+
+
+def _drawn(scene: Scene, first: Tensor, joined: Tensor, beginnings: Tensor, settings: TrackSettings) -> Tensor:
+    """Some of the tracks, by the points that began them: of each photo its share, the rest as chance has it."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(beginnings), generator=generator)
+    rank = torch.full((len(scene.points),), len(beginnings), dtype=torch.int64)
+    rank[beginnings[order]] = torch.arange(len(beginnings))
+    share = max(1, settings.most_points // (2 * len(scene.cameras)))
+    wanted = torch.zeros(len(beginnings), dtype=torch.bool)
+    for view in range(len(scene.cameras)):
+        own = rank[first[scene.point_views[joined] == view]]
+        wanted[own[own < len(beginnings)].sort().values[:share]] = True
+    # Those of some photo's share first, each group in the order of the draw.
+    chosen = torch.argsort(~wanted, stable=True)[: settings.most_points]
+    return beginnings[order[chosen]].sort().values
+
+
+def _say_who_has_none(scene: Scene, first: Tensor, joined: Tensor, beginnings: Tensor) -> None:
+    of_tracks = torch.isin(first, beginnings)
+    count = torch.bincount(scene.point_views[joined[of_tracks]].long(), minlength=len(scene.cameras))
+    without = [name for name, points in zip(scene.names, count.tolist(), strict=True) if points == 0]
+    if without:
+        logger.warning(
+            "%d photos have no point in common with another and get none (such as %s); --least-photos 1 gives them "
+            "points of their own, which bundle adjustment refuses",
+            len(without),
+            without[0],
+        )
 
 
 def own_pixels(scene: Scene) -> tuple[Float64[Tensor, "points 2"], Float64[Tensor, " points"]]:

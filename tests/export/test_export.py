@@ -1,7 +1,6 @@
 """Scenes in other programs' formats: read back by those programs, the same cameras, points and pixels."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -10,57 +9,23 @@ import pycolmap
 import pytest
 import torch
 import trimesh
-from alignment.aligned_rooms import OFF, exact, room
+from export.export_samples import CROPPED, NAMES, VIEWS, made, write_photos
 from PIL import Image
 from plyfile import PlyData
+from reference.colmap_model import NO_POINT, read_cameras, read_images, read_points
 
-from lora3d_ns.alignment.align import align
 from lora3d_ns.cli import main
 from lora3d_ns.conventions import opencv_from_opengl
-from lora3d_ns.errors import InvalidDataError, SettingsError, StorageError
+from lora3d_ns.errors import InvalidDataError, MaskError, SettingsError, StorageError
 from lora3d_ns.export.crop import CropSettings, cropped
 from lora3d_ns.export.formats import export_scene
 from lora3d_ns.export.tracks import TrackSettings, own_pixels, project, tracks_of
-from lora3d_ns.photos.camera_files import read_known_cameras
-from lora3d_ns.reconstruct import scene_of
 from lora3d_ns.scene_io.scenes import save_scene
-from lora3d_ns.types import Scene
-
-VIEWS = 4
-SHAPES = ((24, 32), (32, 24))
-
-
-@functools.cache
-def made() -> Scene:
-    """A room in landscape and portrait, two source pixels to one of the network's, with weights of all sizes."""
-    photos = room(VIEWS, shapes=SHAPES, source_scale=2.0, seed=2)
-    aligned = align(photos.views, exact(VIEWS, shapes=SHAPES, seed=2), OFF)
-    cameras = dataclasses.replace(
-        photos.cameras, T_world_camera=photos.cameras.T_world_camera, sizes=photos.views.source_sizes
-    )
-    generator = torch.Generator().manual_seed(0)
-    weights = tuple(0.2 + torch.rand(depth.shape, generator=generator) for depth in photos.depths_m)
-    aligned = dataclasses.replace(aligned, cameras=cameras, depths=photos.depths_m, view_weights=weights)
-    scene = scene_of(photos.views, aligned, cutoff=0.1, provenance={})
-    return dataclasses.replace(scene, names=tuple(f"photo {view}.png" for view in range(VIEWS)))
 
 
 @pytest.fixture(name="photos")
 def _photos(tmp_path: Path) -> Path:
-    """Files of the scene's photos; the second is stored on its side, with a note in its EXIF data."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    scene = made()
-    for view, (name, (width, height)) in enumerate(zip(scene.names, scene.cameras.sizes, strict=True)):
-        pixels = np.full((height, width, 3), 40 * view, dtype=np.uint8)
-        pixels[: height // 2] = 255
-        if view != 1:
-            Image.fromarray(pixels).save(folder / name)
-            continue
-        exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned clockwise by a quarter
-        Image.fromarray(np.rot90(pixels).copy()).save(folder / name, exif=exif)
-    return folder
+    return write_photos(tmp_path / "photos", made())
 
 
 # --- tracks ---------------------------------------------------------------------------------------
@@ -114,6 +79,42 @@ def test_fewer_points_are_whole_tracks_and_the_same_every_time() -> None:
         assert all_points[tuple(point)] == int((some.of_point == k).sum())
 
 
+def test_no_photo_is_left_without_points_however_few_are_drawn() -> None:
+    scene = made()
+    # Points of the last photo alone, but for few: chance would leave it out of a small draw.
+    rare = torch.nonzero(scene.point_views == 0).flatten()[::40]
+    kept = torch.cat([rare, torch.nonzero(scene.point_views != 0).flatten()])
+    scene = dataclasses.replace(
+        scene,
+        points=scene.points[kept],
+        colors=scene.colors[kept],
+        point_weights=scene.point_weights[kept],
+        point_views=scene.point_views[kept],
+    )
+    everything = torch.bincount(tracks_of(scene).views, minlength=VIEWS)
+    drawn = tracks_of(scene, TrackSettings(most_points=40))
+    assert len(drawn.points) == 40
+    # Of each photo its share, or all that there is.
+    shown = torch.bincount(drawn.views, minlength=VIEWS)
+    assert bool((shown >= everything.clamp(max=40 // (2 * VIEWS))).all())
+    assert 0 < int(everything[0]) < 0.05 * int(everything[1])
+
+
+def test_photos_without_a_point_in_common_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    scene = made()
+    poses = scene.cameras.T_world_camera.clone()
+    # It looks away, and takes its points with it.
+    turned = poses[2] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    own = scene.point_views == 2
+    points = scene.points.clone()
+    points[own] = (points[own] - poses[2, :3, 3]) @ poses[2, :3, :3] @ turned[:3, :3].T + poses[2, :3, 3]
+    poses[2] = turned
+    scene = dataclasses.replace(scene, points=points, cameras=dataclasses.replace(scene.cameras, T_world_camera=poses))
+    assert 2 not in tracks_of(scene).views
+    assert NAMES[2] in caplog.text
+    assert int((tracks_of(scene, TrackSettings(least_photos=1)).views == 2).sum()) == int(own.sum())
+
+
 # --- COLMAP ---------------------------------------------------------------------------------------
 
 
@@ -121,9 +122,10 @@ def test_fewer_points_are_whole_tracks_and_the_same_every_time() -> None:
 def test_colmap_reads_the_same_cameras_points_and_pixels(tmp_path: Path, to) -> None:
     scene = made()
     if to == "colmap-text":
+        spaced = dataclasses.replace(scene, names=("photo 0.png", *NAMES[1:]))
         with pytest.raises(InvalidDataError, match=r"photo 0\.png"):
-            export_scene(scene, tmp_path / "model", to)
-        scene = dataclasses.replace(scene, names=tuple(f"{view}.png" for view in range(VIEWS)))
+            export_scene(spaced, tmp_path / "model", to)
+        assert not (tmp_path / "model").exists()
     count = export_scene(scene, tmp_path / "model", to)
     model = pycolmap.Reconstruction(str(tmp_path / "model"))
     tracks = tracks_of(scene)
@@ -137,7 +139,7 @@ def test_colmap_reads_the_same_cameras_points_and_pixels(tmp_path: Path, to) -> 
         assert image.num_points3D > 100
         camera = model.cameras[image.camera_id]
         assert (camera.width, camera.height) == scene.cameras.sizes[view]
-        np.testing.assert_allclose(camera.calibration_matrix(), scene.cameras.K[view].double().numpy(), atol=1e-5)
+        np.testing.assert_allclose(camera.calibration_matrix(), scene.cameras.K[view].double().numpy(), atol=1e-6)
         # One 3D point through their camera and through ours, in source pixels.
         own = tracks.points[tracks.of_point[tracks.views == view]]
         ours, _ = project(own, scene.cameras, view)
@@ -145,18 +147,59 @@ def test_colmap_reads_the_same_cameras_points_and_pixels(tmp_path: Path, to) -> 
         assert float(np.abs(theirs - ours.numpy()).max()) < 0.01
 
 
-def test_our_own_reader_takes_the_model_for_known_cameras(tmp_path: Path) -> None:
+def test_a_loader_of_another_hand_finds_points_for_every_image(photos: Path, tmp_path: Path) -> None:
     scene = made()
-    export_scene(scene, tmp_path / "model", "colmap")
-    known = {camera.entry: camera for camera in read_known_cameras(tmp_path / "model").cameras}
-    for view, name in enumerate(scene.names):
-        K, T_world_camera = known[name].K, known[name].T_world_camera
-        assert K is not None
-        assert T_world_camera is not None
-        torch.testing.assert_close(K.double(), scene.cameras.K[view].double(), atol=1e-5, rtol=0.0)
-        torch.testing.assert_close(
-            T_world_camera.double(), scene.cameras.T_world_camera[view].double(), atol=1e-6, rtol=0.0
+    export_scene(scene, tmp_path / "data", "colmap", photos=photos)
+    model = tmp_path / "data" / "sparse" / "0"
+    cameras, images, points = read_cameras(model), read_images(model), read_points(model)
+    tracks = tracks_of(scene)
+    assert len(images) == VIEWS
+    assert len(points) == len(tracks.points)
+    shown = 0
+    for number, image in images.items():
+        view = [Path(name).stem for name in NAMES].index(Path(image.name).stem)
+        kind, *size, parameters = cameras[image.camera]
+        assert (kind, tuple(size)) == (1, scene.cameras.sizes[view])
+        # The image lies where the loader looks for it, upright whatever the photo's file said.
+        with Image.open(tmp_path / "data" / "images" / image.name) as picture:
+            assert picture.size == scene.cameras.sizes[view]
+            assert picture.getexif().get(0x0112, 1) == 1
+            assert picture.convert("L").getpixel((5, 3)) > 250
+        assert len(image.points) == int((tracks.views == view).sum()) > 100
+        w, x, y, z = image.quaternion_wxyz
+        rotation = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
         )
+        errors_px = []
+        for place, (pixel, point) in enumerate(zip(image.pixels, image.points, strict=True)):
+            assert point != NO_POINT
+            # Both sides name each other.
+            assert (number, place) in points[point].track
+            seen = rotation @ points[point].position + image.translation
+            projected = np.array(parameters[:2]) * seen[:2] / seen[2] + parameters[2:]
+            errors_px.append(float(np.linalg.norm(projected - pixel)))
+        assert np.median(errors_px) < 1.0
+        shown += len(image.points)
+    assert shown == sum(len(point.track) for point in points.values())
+    assert min(len({number for number, _ in point.track}) for point in points.values()) >= 2
+
+
+def test_a_model_without_its_photos_keeps_their_names(tmp_path: Path) -> None:
+    export_scene(made(), tmp_path / "model", "colmap")
+    assert {image.name for image in read_images(tmp_path / "model").values()} == set(NAMES)
+
+
+def test_photos_that_differ_in_their_ending_only_keep_apart(tmp_path: Path) -> None:
+    scene = dataclasses.replace(made(), names=("a.png", "a.jpg", "b.jpg", "c.png"))
+    photos = write_photos(tmp_path / "photos", scene)
+    export_scene(scene, tmp_path / "data", "colmap", photos=photos)
+    names = {image.name for image in read_images(tmp_path / "data" / "sparse" / "0").values()}
+    assert names == {"a.png", "a.jpg.png", "b.png", "c.png"}
+    assert names == {path.name for path in (tmp_path / "data" / "images").iterdir()}
 
 
 def test_bundle_adjustment_runs_on_the_model_and_lowers_its_error(tmp_path: Path) -> None:
@@ -188,13 +231,13 @@ def test_nerfstudios_own_dataparser_reads_the_same_cameras(photos: Path, tmp_pat
     parsed = parser.get_dataparser_outputs("train")
     torch.testing.assert_close(parsed.metadata["points3D_xyz"], scene.points)
     torch.testing.assert_close(parsed.metadata["points3D_rgb"], scene.colors)
-    order = [scene.names.index(path.name) if path.name in scene.names else 1 for path in parsed.image_filenames]
+    order = [[Path(name).stem for name in NAMES].index(path.stem) for path in parsed.image_filenames]
     assert sorted(order) == list(range(VIEWS))
     for index, view in enumerate(order):
         with Image.open(parsed.image_filenames[index]) as image:
             assert image.size == scene.cameras.sizes[view]
             # Upright: the upper half is white, whatever the file said.
-            assert image.convert("L").getpixel((5, 3)) == 255
+            assert image.convert("L").getpixel((5, 3)) > 250
         # A pixel's ray through their camera passes through the point that ours projects there.
         chosen = torch.nonzero(scene.point_views == view).flatten()[::37]
         pixels, _ = project(scene.points[chosen].double(), scene.cameras, view)
@@ -206,7 +249,7 @@ def test_nerfstudios_own_dataparser_reads_the_same_cameras(photos: Path, tmp_pat
         assert float(angle.max()) < 0.01 / float(scene.cameras.K[view, 0, 0])
 
 
-def test_transforms_come_back_as_known_cameras(photos: Path, tmp_path: Path) -> None:
+def test_transforms_hold_the_cameras_to_a_millionth(photos: Path, tmp_path: Path) -> None:
     scene = made()
     export_scene(scene, tmp_path / "data", "nerfstudio", photos=photos)
     content = json.loads((tmp_path / "data" / "transforms.json").read_text())
@@ -214,10 +257,8 @@ def test_transforms_come_back_as_known_cameras(photos: Path, tmp_path: Path) -> 
         T = opencv_from_opengl(torch.tensor(frame["transform_matrix"], dtype=torch.float64))
         torch.testing.assert_close(T, scene.cameras.T_world_camera[view].double(), atol=1e-6, rtol=0.0)
         assert (frame["w"], frame["h"]) == scene.cameras.sizes[view]
-    known = read_known_cameras(tmp_path / "data" / "transforms.json")
-    assert len(known.cameras) == VIEWS
-    # The one on its side has an upright copy.
-    assert [path.name for path in (tmp_path / "data" / "images").iterdir()] == ["0001_photo 1.png"]
+    # Those that EXIF turns have upright copies.
+    assert sorted(path.name for path in (tmp_path / "data" / "images").iterdir()) == ["photo_1.png", "photo_2.png"]
 
 
 @pytest.mark.parametrize("why", ["no folder", "missing", "other"])
@@ -282,6 +323,48 @@ def test_cropping_by_weight_and_box() -> None:
         CropSettings(least_weight=-1.0)
 
 
+def test_cropping_by_masks(tmp_path: Path) -> None:
+    scene = made()
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    # One mask by the whole name and one by the bare one; the cropped photo's has its size, not the network's.
+    for view, name in ((1, "photo_1.jpg.png"), (CROPPED, "photo_3.png")):
+        width, height = scene.cameras.sizes[view]
+        white = np.zeros((height, width), dtype=np.uint8)
+        white[: height // 3] = 255
+        Image.fromarray(white).save(folder / name)
+    pixels, _ = own_pixels(scene)
+    masked = (scene.point_views == 1) | (scene.point_views == CROPPED)
+    heights = torch.tensor([height // 3 for _, height in scene.cameras.sizes])[scene.point_views.long()]
+    upper = pixels[:, 1] < heights
+    assert 0 < int((masked & upper).sum()) < int(masked.sum())
+    kept = cropped(scene, CropSettings(masks=folder))
+    assert torch.equal(kept.points, scene.points[~masked | upper])
+    kept = cropped(scene, CropSettings(masks=folder, mask_means="ignore"))
+    assert torch.equal(kept.points, scene.points[~masked | ~upper])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "white", "problem"),
+    [
+        ("other.png", (64, 48), 255, "no mask has the name"),
+        ("photo_0.png", (48, 64), 255, r"48x64.*64x48"),
+        ("photo_0.png", (64, 48), 1, "0 and 1"),
+        (None, (1, 1), 255, "no such folder"),
+    ],
+)
+def test_wrong_masks_are_named(
+    tmp_path: Path, name: str | None, size: tuple[int, int], white: int, problem: str
+) -> None:
+    folder = tmp_path / "masks"
+    if name is not None:
+        folder.mkdir()
+        Image.new("L", size, white).save(folder / name)
+    with pytest.raises(MaskError, match=problem) as caught:
+        cropped(made(), CropSettings(masks=folder))
+    assert str(folder) in str(caught.value)
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -293,6 +376,19 @@ def test_the_command_writes_and_replaces_its_own(tmp_path: Path, capsys: pytest.
         )
     assert "Points:   50" in capsys.readouterr().out
     assert (tmp_path / "model" / "points3D.bin").is_file()
+
+
+@pytest.mark.parametrize("to", ["colmap", "nerfstudio"])
+@pytest.mark.parametrize("beside", ["sparse/0/cameras.bin", "transforms.json"])
+def test_somebodys_own_project_is_never_replaced(photos: Path, tmp_path: Path, to, beside: str) -> None:
+    """Its folder may hold the very names that an export has."""
+    own = tmp_path / "project"
+    for name in (beside, "images/original.jpg"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_bytes(b"years of work")
+    with pytest.raises(StorageError, match="belong to no export"):
+        export_scene(made(), own, to, photos=photos)
+    assert (own / "images" / "original.jpg").read_bytes() == b"years of work"
 
 
 @pytest.mark.parametrize("wrong", ["other files", "no scene", "a folder for a file", "no photos", "a bad box"])

@@ -14,37 +14,32 @@ class Export:
     scene: Annotated[Path, Positional]
     """Folder of a scene, as `lora3d reconstruct` leaves it, or `lora3d-scene-...` of a training of splats."""
     to: Literal["nerfstudio", "colmap", "colmap-text", "ply", "glb", "depth-png", "depth-exr", "depth-npz"]
-    """`nerfstudio`: transforms.json with its cloud; `colmap`: a model, binary or as text, with tracks; `ply`: the
-    weighted cloud; `glb`: cloud and cameras; `depth-...`: depth and weight of every photo as 16-bit PNG, EXR or NPZ."""
+    """`nerfstudio`: transforms.json and cloud; `colmap`: a model with tracks; `depth-...`: maps of every photo."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """File for `ply` and `glb`, else folder; an earlier export of the same kind is replaced."""
     photos: Path | None = None
-    """Folder of the scene's photos: `nerfstudio` needs it; for `colmap` they are copied upright beside the model
-    (images/, sparse/0/), as trainers of splats want them."""
+    """Folder of the scene's photos: `nerfstudio` needs it, and `colmap` lays upright copies beside its model."""
     cameras: Path | None = None
-    """Cameras as a training of splats has refined them, instead of the scene's own: its folder, or the
-    refined_cameras.json in it. For `nerfstudio`, `colmap` and `glb`."""
+    """Folder of a training of splats: its refined cameras instead of the scene's. For `nerfstudio`, `colmap`, `glb`."""
 
     least_weight: float = 0.0
-    """Points that weigh less are left out; of depth maps, such pixels are unknown. So with --box and --masks."""
+    """Points that weigh less are left out; in depth maps such pixels are unknown, as with --box and --masks."""
     box: tuple[float, float, float, float, float, float] | None = None
     """Points outside are left out: x, y, z of the smaller corner, then of the larger, in the scene's frame and unit."""
     masks: Path | None = None
-    """Folder of masks of upright photos: points whose own pixel is black are left out. The mask of IMG_1.jpg is
-    IMG_1.jpg.png or IMG_1.png; photos without one keep all their points."""
+    """Folder of masks (IMG_1.png is that of IMG_1.jpg): points whose own pixel is black are left out."""
     mask_means: Literal["keep", "ignore"] = "keep"
     """What white says in the masks."""
 
     most_points: int = 100_000
-    """Of a COLMAP model; drawn at random where there are more, each photo having its share."""
+    """Of a COLMAP model; where there are more they are drawn at random, each photo having its share."""
     least_photos: int = 2
     """Of a COLMAP model: points that fewer photos show are left out. Bundle adjustment refuses those of one photo."""
 
     map_pixels: Literal["photo", "network"] = "photo"
-    """Size of depth maps: that of the upright photos, or that at which the network saw them, nothing interpolated."""
+    """Size of depth maps: that of the upright photos, or that at which the network saw them, without interpolation."""
     png_step: float | None = None
-    """World units per grey value of 16-bit depth; by default what holds the scene's depths, told in depth.json. What
-    is deeper than 65535 steps has the value 65535."""
+    """World units per grey value of 16-bit depth; by default what holds the scene's depths, as depth.json says."""
 
     def run(self) -> None:
         """Does the job and prints where the result is."""

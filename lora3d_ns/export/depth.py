@@ -23,7 +23,7 @@ from lora3d_ns.atomic_files import replace_folder
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.export.crop import CropSettings, in_box, mask_files, read_mask
 from lora3d_ns.export.exr import exr_bytes
-from lora3d_ns.export.folders import path_below, write_mark
+from lora3d_ns.export.folders import bare_names, path_below, write_mark
 from lora3d_ns.export.resample import at_photo_size
 from lora3d_ns.geometry.camera import points_from_depth
 from lora3d_ns.photos.masks import network_mask
@@ -123,10 +123,10 @@ def write_depth(
     weight_step = (heaviest or 1.0) / _DEEPEST if png else 1.0
     known, too_deep, entries = 0, 0, []
     with replace_folder(folder) as new:
-        for view, name in enumerate(scene.names):
+        for view, (name, bare) in enumerate(zip(scene.names, bare_names(scene.names), strict=True)):
             made = depth_map(scene, details, view, settings, crop, mask=masks.get(view))
             known += int((made.depth > 0).sum())
-            files = _write(new, name, made, scene, view, kind, depth_step, weight_step)
+            files = _write(new, bare, made, scene, view, kind, depth_step, weight_step)
             saturated = int((made.depth > depth_step * (_DEEPEST + 0.5)).sum()) if png else 0
             too_deep += saturated
             entries.append(

@@ -1,6 +1,8 @@
 """Folders that exports leave: marked as ours, so that a later export replaces them and nothing else."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lora3d_ns import __version__
@@ -41,6 +43,14 @@ def require_replaceable(folder: Path, ours: frozenset[str]) -> None:
             way_out="Choose a new folder",
             path=folder,
         )
+
+
+def bare_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names without their ending, for files made of them; with it where several would be called the same."""
+    bare = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    # Some file systems do not tell large from small letters.
+    count = Counter(name.lower() for name in bare)
+    return tuple(short if count[short.lower()] == 1 else name for name, short in zip(names, bare, strict=True))
 
 
 def path_below(folder: Path, name: str) -> Path:

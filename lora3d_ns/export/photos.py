@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
 from lora3d_ns.errors import InvalidDataError, StorageError
-from lora3d_ns.export.folders import path_below
+from lora3d_ns.export.folders import bare_names, path_below
 from lora3d_ns.images import PhotoSettings, load_source_photo
 from lora3d_ns.photos.files import PhotoHeader, is_plain, read_header
 from lora3d_ns.types import Scene
@@ -57,16 +57,14 @@ def upright_files(
         InvalidDataError: A photo's name points out of the folder.
         PhotoError: A photo cannot be read.
     """
-    bare = [str(PurePosixPath(name).with_suffix("")).lower() for name in names]
     files = []
-    for name, header in zip(names, headers, strict=True):
+    for name, bare, header in zip(names, bare_names(names), headers, strict=True):
         plain = is_plain(header)
         if plain and not copy_all:
             files.append(header.path.resolve())
             continue
-        alone = bare.count(str(PurePosixPath(name).with_suffix("")).lower()) == 1
-        copy_name = name if plain else f"{PurePosixPath(name).with_suffix('') if alone else name}.png"
-        files.append(_copied(header, path_below(folder, copy_name), plain=plain))
+        copy = path_below(folder, name if plain else f"{bare}.png")
+        files.append(_copied(header, copy, plain=plain))
     return tuple(files)
 
 

@@ -378,6 +378,19 @@ def test_the_command_writes_and_replaces_its_own(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "model" / "points3D.bin").is_file()
 
 
+def test_the_command_crops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    scene = made()
+    save_scene(scene, tmp_path / "scene")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", scene.cameras.sizes[0], 255).save(tmp_path / "masks" / "photo_0.png")
+    options = ["--masks", str(tmp_path / "masks"), "--mask-means", "ignore", "--least-weight", "0.6"]
+    main(["export", str(tmp_path / "scene"), "--to", "ply", "-o", str(tmp_path / "cloud.ply"), *options])
+    kept = (scene.point_views != 0) & (scene.point_weights >= 0.6)
+    assert f"Points:   {int(kept.sum())}\n" in capsys.readouterr().out
+    vertices = PlyData.read(str(tmp_path / "cloud.ply"))["vertex"]
+    np.testing.assert_array_equal(vertices["view"], scene.point_views[kept].numpy())
+
+
 @pytest.mark.parametrize("to", ["colmap", "nerfstudio"])
 @pytest.mark.parametrize("beside", ["sparse/0/cameras.bin", "transforms.json"])
 def test_somebodys_own_project_is_never_replaced(photos: Path, tmp_path: Path, to, beside: str) -> None:
@@ -391,7 +404,9 @@ def test_somebodys_own_project_is_never_replaced(photos: Path, tmp_path: Path, t
     assert (own / "images" / "original.jpg").read_bytes() == b"years of work"
 
 
-@pytest.mark.parametrize("wrong", ["other files", "no scene", "a folder for a file", "no photos", "a bad box"])
+@pytest.mark.parametrize(
+    "wrong", ["other files", "no scene", "a folder for a file", "no photos", "a bad box", "no masks"]
+)
 def test_wrong_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture, wrong: str) -> None:
     save_scene(made(), tmp_path / "scene")
     output = tmp_path / "out"
@@ -405,6 +420,8 @@ def test_wrong_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.Captu
         arguments[2] = "ply"
     elif wrong == "no photos":
         arguments[2] = "nerfstudio"
+    elif wrong == "no masks":
+        arguments += ["--masks", str(tmp_path / "nowhere")]
     else:
         arguments += ["--box", "0", "0", "0", "1", "1", "-1"]
     with pytest.raises(SystemExit) as left:

@@ -222,8 +222,8 @@ def test_the_command_writes_maps_of_a_scene_with_details(tmp_path: Path, capsys:
         main(["export", str(tmp_path / "scene"), "--to", to, "-o", str(tmp_path / "maps")])
     assert "Photos:   4" in capsys.readouterr().out
     names = sorted(path.relative_to(tmp_path / "maps").as_posix() for path in (tmp_path / "maps").rglob("*.*"))
-    assert names == sorted(["depth.json", "lora3d.json", *(f"depth/{name}.npz" for name in NAMES)])
-    arrays = np.load(tmp_path / "maps" / "depth" / f"{NAMES[1]}.npz")
+    assert names == sorted(["depth.json", "lora3d.json", *(f"depth/photo_{view}.npz" for view in range(VIEWS))])
+    arrays = np.load(tmp_path / "maps" / "depth" / "photo_1.npz")
     np.testing.assert_allclose(arrays["K"], made().cameras.K[1].double().numpy())
     np.testing.assert_allclose(arrays["T_world_camera"], made().cameras.T_world_camera[1].double().numpy())
     # A scene that was saved without them says so.

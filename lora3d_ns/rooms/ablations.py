@@ -125,6 +125,11 @@ STUDIES: Mapping[str, Study] = {
                 settings=changed(labels={"aimed_coverage": 0.5, "weights": "confidence"}),
             ),
             Variant(name="all pixels", settings=changed(labels={"aimed_coverage": 1.0})),
+            Variant(name="by the view's weight, and what seems to move", settings=changed(labels={"moving": True})),
+            Variant(
+                name="all pixels, and what seems to move",
+                settings=changed(labels={"aimed_coverage": 1.0, "moving": True}),
+            ),
         ),
     ),
     "cutoff": Study(

@@ -35,6 +35,7 @@ class Source:
         network: By name or path, see `load_network`.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
         known_cameras: File or folder with intrinsics or poses of some photos, see `PhotoSettings`.
+        only_listed: Whether to take only the photos that it lists.
         every, at_most: Which of the photos, see `PhotoSettings`.
         cache: Folder for results of stages; None for the one beside the output.
     """
@@ -43,6 +44,7 @@ class Source:
     network: str
     device: str = "auto"
     known_cameras: Path | None = None
+    only_listed: bool = False
     every: int = 1
     at_most: int | None = None
     cache: Path | None = None
@@ -170,6 +172,7 @@ def photo_settings(source: Source, *, size: int = 512, patch_size: int = 16, at_
         size=size,
         patch_size=patch_size,
         known_cameras=source.known_cameras,
+        only_listed=source.only_listed,
         every=source.every,
         at_most=source.at_most,
         at_least=at_least,

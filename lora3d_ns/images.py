@@ -35,7 +35,7 @@ from lora3d_ns.photos.files import (
     find_photos,
     read_header,
 )
-from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos
+from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos, listed_photos
 from lora3d_ns.photos.masks import MaskFile, MaskMeaning, find_masks, load_mask, network_mask
 from lora3d_ns.types import Views
 
@@ -64,6 +64,7 @@ class PhotoSettings:
         mask_means: What white says in mask files: "keep" these pixels or "ignore" them.
         known_cameras: A COLMAP model folder, a nerfstudio transforms.json or a JSON file of ours with intrinsics
             and poses of some photos; see `lora3d_ns.photos.known_cameras`. None: nothing is known.
+        only_listed: Take the photos that `known_cameras` lists, and no others.
         every: Take each n-th photo only, the first among them (frames of a video).
         at_most: Take this many at most, evenly spread, the first and the last among them; applied after `every`.
         max_megapixels: Refuse photos whose header announces more.
@@ -76,12 +77,18 @@ class PhotoSettings:
     alpha_as_mask: bool = True
     mask_means: MaskMeaning = "keep"
     known_cameras: Path | None = None
+    only_listed: bool = False
     every: int = 1
     at_most: int | None = None
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     at_least: int = 2
 
     def __post_init__(self) -> None:
+        _check(
+            not self.only_listed or self.known_cameras is not None,
+            "only listed photos are wanted, of no list",
+            "Name known_cameras, which lists them",
+        )
         _check(self.patch_size >= 1, f"patch_size is {self.patch_size}", "Use 16, as the DUSt3R family does")
         _check(
             self.size >= self.patch_size and self.size % self.patch_size == 0,
@@ -176,8 +183,11 @@ def chosen_photos(source: Path | Sequence[Path], settings: PhotoSettings) -> tup
 
     Raises:
         PhotoFolderError, NoPhotosError, TooFewPhotosError, DuplicatePhotoError: As `load_views` does.
+        KnownCameraError: Only listed photos are wanted, and none is listed, or the list cannot be read.
     """
     photos = find_photos(source)
+    if settings.only_listed and settings.known_cameras is not None:
+        photos = listed_photos(read_known_cameras(settings.known_cameras), photos)
     chosen = photos[:: settings.every]
     if settings.at_most is not None and len(chosen) > settings.at_most:
         last, steps = len(chosen) - 1, settings.at_most - 1

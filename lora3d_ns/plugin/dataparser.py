@@ -48,6 +48,8 @@ class Lora3dDataParserConfig(DataParserConfig):
     """Of the split `fraction`."""
     known_cameras: Path | None = None
     """What is known already: a COLMAP model, a transforms.json, or a JSON file of ours with intrinsics or poses."""
+    only_listed: bool = False
+    """Take the photos that `known_cameras` lists, and no others."""
     every: int = 1
     """Take each n-th photo only (frames of a video)."""
     at_most: int | None = None
@@ -166,6 +168,7 @@ def source_of(config: Lora3dDataParserConfig) -> "Source":
         network=config.network,
         device=config.device,
         known_cameras=config.known_cameras,
+        only_listed=config.only_listed,
         every=config.every,
         at_most=config.at_most,
         cache=config.cache,

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lora3d_ns.conventions import ExifOrientation, opengl_from_opencv
-from lora3d_ns.errors import KnownCameraError
+from lora3d_ns.errors import KnownCameraError, SettingsError
 from lora3d_ns.images import PhotoSettings, load_views
 from lora3d_ns.photos.camera_files import read_known_cameras
 from lora3d_ns.photos.known_cameras import PhotoPixels, cameras_of_photos
@@ -390,3 +390,29 @@ def test_cameras_of_real_photos(tmp_path: Path, name: str) -> None:
         height, width = views.shapes[index]
         assert abs(K_network[0, 2] - width / 2) < 0.08 * width
         assert abs(K_network[1, 2] - height / 2) < 0.08 * height
+
+
+def test_only_listed_photos_are_taken_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    path = transforms(
+        tmp_path,
+        [{"file_path": f"{number}.png", "transform_matrix": pose(number).tolist()} for number in (3, 1)],
+        **intrinsics(),
+    )
+    every = load_views(tmp_path / "photos", PhotoSettings(size=64, known_cameras=path))
+    assert every.names == ("0.png", "1.png", "2.png", "3.png")
+    listed = load_views(tmp_path / "photos", PhotoSettings(size=64, known_cameras=path, only_listed=True))
+    assert listed.names == ("1.png", "3.png")
+    assert all(known is not None for known in listed.known_T_world_camera)
+    fewer = load_views(
+        tmp_path / "photos", PhotoSettings(size=64, known_cameras=path, only_listed=True, every=2, at_least=1)
+    )
+    assert fewer.names == ("1.png",)
+    with pytest.raises(SettingsError, match="of no list"):
+        PhotoSettings(only_listed=True)
+    nothing = transforms(tmp_path / "x", [{"file_path": "z.png", "transform_matrix": pose(0).tolist()}], **intrinsics())
+    with pytest.raises(KnownCameraError):
+        load_views(tmp_path / "photos", PhotoSettings(size=64, known_cameras=nothing, only_listed=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora3d_ns.viewer.cloud import ViewedCloud, visible
 from lora3d_ns.viewer.colours import FIRST_OF_PAIR, SECOND_OF_PAIR, ColourBy, Rgb, colours_by, legend_of, photo_hue
-from lora3d_ns.viewer.frames import SHOWN_UNIT, quaternion_wxyz
+from lora3d_ns.viewer.frames import quaternion_wxyz
 from lora3d_ns.viewer.pairs import PairKind, ViewedPair, tubes
 from lora3d_ns.viewer.state import Viewed, ViewState, picked_length
 from lora3d_ns.viewer.words import number, photo_label
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     import viser
 
 _AROUND_PAIR = 0.3
-_PAIR_COLOURS: dict[PairKind, Rgb] = {"good": (105, 130, 160), "thin": (150, 125, 80), "bad": (250, 48, 48)}
-_PAIR_RADII: dict[PairKind, float] = {"good": 0.004, "thin": 0.004, "bad": 0.009}
+# viser lights its meshes, which makes them paler.
+_PAIR_COLOURS: dict[PairKind, Rgb] = {"good": (105, 130, 160), "thin": (150, 125, 80), "bad": (224, 0, 0)}
+_PAIR_RADII: dict[PairKind, float] = {"good": 0.004, "thin": 0.004, "bad": 0.012}
 _CHOSEN_PAIR: Rgb = (255, 255, 255)
 _PHOTO, _DOUBTFUL_PHOTO, _PICKED = (205, 214, 224), (250, 82, 82), (255, 212, 59)
 _PHOTO_SIZES = (0.03, 0.22)
 """Of a camera's drawing, in units of what is shown: viser's `scale`."""
 _SHARE_OF_GAP = 0.3
 """The same as a share of the distance between neighbouring cameras: their photos then do not hide each other."""
+_PICK_RADIUS, _LINE_RADIUS = 0.05, 0.018
 _CLOSING = 0.55
 """viser's `point_size` that closes the gaps, in distances between neighbours."""
 
@@ -159,16 +161,21 @@ class Drawing:
         if not state.picks:
             return
         ends = torch.tensor(state.picks).double()
+        cloud, _ = shown_cloud(viewed, state)
+        # Large enough to stand out of the points around them.
+        radius = max(_PICK_RADIUS, 1.6 * _CLOSING * cloud.spacing * float(viewed.shown.scale))
         self._rest["picks"] = [
             self._server.scene.add_icosphere(
-                f"/picks/{end}", radius=0.012 * SHOWN_UNIT, color=_PICKED, position=place, subdivisions=2
+                f"/picks/{end}", radius=radius, color=_PICKED, position=place, subdivisions=2
             )
             for end, place in enumerate(state.picks)
         ]
         length = picked_length(viewed, state)
         if length is None:
             return
-        line = tubes(ends, [ViewedPair(views=(0, 1), overlap=0.0, residual=None, kind="good", reasons=())], 0.012)
+        line = tubes(
+            ends, [ViewedPair(views=(0, 1), overlap=0.0, residual=None, kind="good", reasons=())], _LINE_RADIUS
+        )
         assert line is not None
         self._rest["picks"] += [
             self._server.scene.add_mesh_simple(

@@ -74,7 +74,7 @@ def shown_from_world(cameras: Cameras, centre: Float[Tensor, "3"], unit: float) 
     forward = forward / forward.norm()
     R = torch.stack([torch.linalg.cross(forward, up), forward, up])
     scale = SHOWN_UNIT / unit if 0 < unit < math.inf else SHOWN_UNIT
-    return Sim3(scale=torch.tensor(scale).double(), rotation=R, translation=-scale * (R @ centre.double()))
+    return Sim3(scale=torch.tensor(scale, dtype=torch.float64), rotation=R, translation=-scale * (R @ centre.double()))
 
 
 def moved_poses(T: Float[Tensor, "views 4 4"], similarity: Sim3) -> Float[Tensor, "views 4 4"]:
@@ -88,26 +88,22 @@ def moved_poses(T: Float[Tensor, "views 4 4"], similarity: Sim3) -> Float[Tensor
 def laid_over(before: Cameras, before_unit: float, after: Cameras, after_unit: float) -> Sim3:
     """The similarity that lays the scene before learning over the finished one.
 
-    Typical depths give the scale, and each camera with a point before it the rest: that holds for cameras on a line or
-    on one spot too, where their centres alone would not say how to turn.
+    Typical depths give the scale, the cameras' axes the rotation and the middle one of their shifts the rest: that
+    holds for cameras on a line or on one spot too, and where learning moved one of them far.
 
     Args:
         before, after: Cameras of the same photos.
         before_unit, after_unit: Typical depth of either scene.
     """
     scale = after_unit / before_unit if 0 < before_unit < math.inf and 0 < after_unit < math.inf else 1.0
-    marks = []
-    for cameras, factor in ((before, scale), (after, 1.0)):
-        T = cameras.T_world_camera.double()
-        centres = factor * T[:, :3, 3]
-        length = after_unit if 0 < after_unit < math.inf else 1.0
-        marks.append(torch.cat([centres, *(centres + length * T[:, :3, axis] for axis in range(3))]))
-    source, target = marks
-    fitted = weighted_similarity(source, target, torch.ones(len(source)).double())
-    # The scale is given already: only turn and shift of the fit count.
-    R = fitted.rotation
-    translation = target.mean(dim=0) - R @ source.mean(dim=0)
-    return Sim3(scale=torch.tensor(scale).double(), rotation=R, translation=translation)
+    first, second = before.T_world_camera.double(), after.T_world_camera.double()
+    # Axes both ways, so that their mean is no direction.
+    source, target = (torch.cat([sign * T[:, :3, :3].mT.flatten(0, 1) for sign in (1, -1)]) for T in (first, second))
+    R = weighted_similarity(source, target, torch.ones(len(source)).double()).rotation
+    shifts = second[:, :3, 3] - scale * first[:, :3, 3] @ R.T
+    return Sim3(
+        scale=torch.tensor(scale, dtype=torch.float64), rotation=R, translation=torch.quantile(shifts, 0.5, dim=0)
+    )
 
 
 def first_look(T_shown_camera: Float[Tensor, "views 4 4"], points: Float[Tensor, "points 3"], aspect: float) -> Look:

@@ -26,7 +26,7 @@ from lora3d_ns.viewer.measure import Measured, point_on_ray, stamp_of, write_sca
 from lora3d_ns.viewer.panel import Actions, Change, Panel
 from lora3d_ns.viewer.server import start_server
 from lora3d_ns.viewer.state import Viewed, ViewState, picked_length, viewed_scene
-from lora3d_ns.viewer.words import number
+from lora3d_ns.viewer.words import number, readable
 
 if TYPE_CHECKING:
     import viser
@@ -69,7 +69,7 @@ class LiveViewer:
         self._tasks: queue.Queue[Callable[[], object]] = queue.Queue()
         self._closed = False
         self._picking = self._arrived = False
-        self._server = start_server(host, port, label=folder.resolve().name or "lora3d")
+        self._server = start_server(host, port, label=readable(folder.resolve().name) or "lora3d")
         self._server.gui.configure_theme(
             control_layout="collapsible", dark_mode=True, show_logo=False, control_width="medium", brand_color=_BRAND
         )
@@ -110,6 +110,8 @@ class LiveViewer:
             self._closed = True
             self._tasks.put(lambda: None)
             self._server.stop()
+            # The server's own thread sleeps until something is sent: the port would stay taken as long.
+            self._server.flush()
 
     # --- what is asked for ----------------------------------------------------------------------------
 
@@ -272,12 +274,12 @@ class LiveViewer:
     def _send_picture(self, client: "viser.ClientHandle") -> None:
         width = max(1, round(_PICTURE_HEIGHT_PX * (client.camera.aspect or 1.0)))
         pixels = client.camera.get_render(_PICTURE_HEIGHT_PX, width, transport_format="png")
-        client.send_file_download(f"{self._folder.resolve().name or 'scene'}.png", picture_png(pixels))
+        client.send_file_download(f"{readable(self._folder.resolve().name) or 'scene'}.png", picture_png(pixels))
 
     def _notify(self, number_of_client: int | None, title: str, body: str, *, colour: Any) -> None:
         client = self._client(number_of_client)
         if client is not None:
-            client.add_notification(title, body, auto_close=_NOTICE_MS, color=colour)
+            client.add_notification(title, readable(body), auto_close=_NOTICE_MS, color=colour)
 
     def _client(self, number_of_client: int | None) -> "viser.ClientHandle | None":
         return None if number_of_client is None else self._server.get_clients().get(number_of_client)

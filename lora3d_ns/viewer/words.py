@@ -56,6 +56,11 @@ def plain(text: str) -> str:
     )
 
 
+def readable(text: str) -> str:
+    """Text for where Markdown is not spoken; what no file or browser could write becomes a replacement character."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 def addresses(host: str, port: int) -> tuple[str, ...]:
     """Where to look, one line each; the last one for whoever is logged in from elsewhere."""
     local = host in _LOCAL_NAMES
@@ -132,8 +137,7 @@ def pair_label(pair: ViewedPair) -> str:
 
 def photo_label(view: int, name: str) -> str:
     """A photo in a list or beside its camera."""
-    readable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-    return f"{view + 1}  {readable}"
+    return f"{view + 1}  {readable(name)}"
 
 
 def photo_words(scene: Scene, details: SceneDetails | None, view: int, pairs: Sequence[ViewedPair]) -> str:
@@ -181,7 +185,7 @@ def pairs_words(pairs: Sequence[ViewedPair]) -> str:
 def measure_words(picked: int, picking: bool, length: float | None, known: bool) -> str:
     """What to do next to measure, and what was measured; as Markdown."""
     if length is not None:
-        unit = "in the scene's own unit" if known else "in a unit that nobody knows yet"
+        unit = "in the scene's unit" if known else "in a unit that nobody knows yet"
         return f"**{number(length)}** {unit}."
     if picking:
         return f"Click on the {'first' if picked == 0 else 'second'} point in the cloud."

@@ -5,8 +5,8 @@ of each (`predict_pairs`): a 3D point for every pixel of both photos, all in the
 is of each. Everything else in this package is made from that.
 
 Prints the median depth and confidence of three pairs' second photos, and how far off a pair's points are on average,
-which is known because the room is a rendered one. Leaves `pairs.png`: photos, depths, confidences and points; and `truth.png`: the
-same depths beside the true ones. 8 seconds on two CPU cores.
+which is known because the room is a rendered one. Leaves `pairs.png`: photos, depths, confidences and points; and
+`truth.png`: the same depths beside the true ones. 10 seconds on two CPU cores.
 """
 
 import argparse

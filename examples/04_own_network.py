@@ -99,14 +99,11 @@ for i, j in predictions.graph.edges:
     own, placed = maps[j, i].points_first.reshape(-1, 3), maps[i, j].points_second.reshape(-1, 3)
     R_said = weighted_similarity(own, placed, torch.ones(len(own))).rotation
     turned.append(rotation_angle_deg((torch.linalg.inv(T_true[i]) @ T_true[j])[:3, :3].T @ R_said))
-print(
-    f"pair by pair: two photos' cameras turned by {float(torch.stack(turned).mean()):.2f} degrees, moved by some 4 cm"
-)
-rotation_deg = relative_pose_errors_deg(aligned.cameras.T_world_camera, T_true).rotation_deg.mean()
-position_cm = 100 * absolute_trajectory_error(aligned.cameras.T_world_camera, T_true)
-print(
-    f"aligned: two photos' cameras turned by {float(rotation_deg):.2f} degrees, cameras moved by {position_cm:.1f} cm"
-)
+said_deg = float(torch.stack(turned).mean())
+found_deg = float(relative_pose_errors_deg(aligned.cameras.T_world_camera, T_true).rotation_deg.mean())
+found_cm = 100 * absolute_trajectory_error(aligned.cameras.T_world_camera, T_true)
+print(f"pair by pair: two photos' cameras off by {said_deg:.2f} degrees, and by some 4 cm")
+print(f"aligned: two photos' cameras off by {found_deg:.2f} degrees, their positions by {found_cm:.1f} cm")
 
 shown = [(0, 2), (3, 5)]
 draw_pair_predictions(views, predictions, shown, output / "pairs.png", title="What the phone says of two pairs")

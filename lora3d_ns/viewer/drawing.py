@@ -44,15 +44,14 @@ class Drawing:
     def __init__(self, server: "viser.ViserServer", clicked: Callable[[int, int], None]) -> None:
         self._server = server
         self._clicked = clicked
-        self._photos: list[viser.CameraFrustumHandle] = []
-        self._rest: dict[str, list[viser.SceneNodeHandle]] = {}
+        self._nodes: dict[str, list[viser.SceneNodeHandle]] = {}
         self._drawn: dict[str, object] = {}
 
     def draw(self, viewed: Viewed, state: ViewState) -> None:
         """Draws what is not drawn yet as the state has it."""
         parts = {
             "cloud": (state.before, state.colour, state.pair, state.least_weight, state.point_size),
-            "photos": (state.before, state.colour, state.pair, state.photo_size),
+            "photos": (photos_shown(state), state.before, state.colour, state.pair, state.photo_size),
             "names": (state.before, state.names and photos_shown(state)),
             "pairs": (state.before, pairs_shown(state), state.only_bad, state.colour == "pair", state.pair),
             "picks": (state.picks, float(viewed.shown.scale)),
@@ -69,8 +68,6 @@ class Drawing:
                 if self._drawn.get(part) != wanted:
                     draws[part](viewed, state)
                     self._drawn[part] = wanted
-            for handle in self._photos:
-                handle.visible = photos_shown(state)
 
     def _draw_cloud(self, viewed: Viewed, state: ViewState) -> None:
         cloud, colour = shown_cloud(viewed, state)
@@ -85,7 +82,7 @@ class Drawing:
             # The rest is there for orientation, and must not hide the two.
             of_pair = (cloud.views == views[0]) | (cloud.views == views[1])
             parts = {"/cloud": (chosen & of_pair, size), "/cloud_around": (chosen & ~of_pair, _AROUND_PAIR * size)}
-        self._rest["cloud"] = [
+        self._nodes["cloud"] = [
             self._server.scene.add_point_cloud(
                 name,
                 viewed.shown.apply(cloud.points[kept].double()).float().numpy(),
@@ -98,12 +95,16 @@ class Drawing:
         ]
 
     def _draw_photos(self, viewed: Viewed, state: ViewState) -> None:
+        if not photos_shown(state):
+            # Hidden while the mouse is over it, a photo would come back highlighted for good.
+            self._replace("photos")
+            return
         poses = shown_poses(viewed, state)
         cameras = viewed.scene.cameras
         details = viewed.details
         size = state.photo_size * usual_photo_size(viewed.T_shown_camera[:, :3, 3])
         doubtful = () if details is None else details.diagnosis.contested_views
-        self._photos = []
+        self._nodes["photos"] = []
         for view, (width, height) in enumerate(cameras.sizes):
             K = cameras.K[view]
             if state.before and details is not None and details.learning is not None:
@@ -124,17 +125,16 @@ class Drawing:
                 jpeg_quality=88,
                 wxyz=quaternion_wxyz(poses[view, :3, :3]),
                 position=_triple(poses[view, :3, 3]),
-                visible=photos_shown(state),
             )
             handle.on_click(lambda event, view=view: self._clicked(event.client_id, view))
-            self._photos.append(handle)
+            self._nodes["photos"].append(handle)
 
     def _draw_names(self, viewed: Viewed, state: ViewState) -> None:
         self._replace("names")
         if not (state.names and photos_shown(state)):
             return
         centres = shown_poses(viewed, state)[:, :3, 3]
-        self._rest["names"] = [
+        self._nodes["names"] = [
             self._server.scene.add_label(f"/names/{view}", photo_label(view, name), position=_triple(centres[view]))
             for view, name in enumerate(viewed.scene.names)
         ]
@@ -149,7 +149,7 @@ class Drawing:
         for pair in viewed.pairs:
             if pair is not chosen and (pair.kind == "bad" or not state.only_bad):
                 shown[pair.kind].append(pair)
-        self._rest["pairs"] = []
+        self._nodes["pairs"] = []
         for kind, pairs in shown.items():
             self._add_tubes(f"/pairs/{kind}", centres, pairs, _PAIR_RADII[kind], _PAIR_COLOURS[kind])
         if chosen is not None:
@@ -164,7 +164,7 @@ class Drawing:
         cloud, _ = shown_cloud(viewed, state)
         # Large enough to stand out of the points around them.
         radius = max(_PICK_RADIUS, 1.6 * _CLOSING * cloud.spacing * float(viewed.shown.scale))
-        self._rest["picks"] = [
+        self._nodes["picks"] = [
             self._server.scene.add_icosphere(
                 f"/picks/{end}", radius=radius, color=_PICKED, position=place, subdivisions=2
             )
@@ -177,7 +177,7 @@ class Drawing:
             ends, [ViewedPair(views=(0, 1), overlap=0.0, residual=None, kind="good", reasons=())], _LINE_RADIUS
         )
         assert line is not None
-        self._rest["picks"] += [
+        self._nodes["picks"] += [
             self._server.scene.add_mesh_simple(
                 "/picks/line", line.vertices.numpy(), line.faces.numpy(), color=_PICKED, flat_shading=True
             ),
@@ -187,14 +187,14 @@ class Drawing:
     def _add_tubes(self, name: str, centres: Tensor, pairs: list[ViewedPair], radius: float, colour: Rgb) -> None:
         mesh = tubes(centres, pairs, radius)
         if mesh is not None:
-            self._rest["pairs"].append(
+            self._nodes["pairs"].append(
                 self._server.scene.add_mesh_simple(
                     name, mesh.vertices.numpy(), mesh.faces.numpy(), color=colour, flat_shading=True, side="double"
                 )
             )
 
     def _replace(self, part: str) -> None:
-        for handle in self._rest.pop(part, []):
+        for handle in self._nodes.pop(part, []):
             handle.remove()
 
 

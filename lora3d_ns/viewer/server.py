@@ -9,6 +9,7 @@ import errno
 import gzip
 import importlib
 import io
+import logging
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -85,6 +86,8 @@ def start_server(host: str, port: int, *, label: str) -> "viser.ViserServer":
     except ImportError as error:
         raise MissingPackageError("the viewer needs viser", way_out="Install it: pip install viser==0.2.7") from error
     _require_free(host, port)
+    # It tells of every file that is handed out.
+    logging.getLogger("websockets.server").setLevel(logging.WARNING)
     with _guarded(local=is_local(host)) as guards, contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
     if not guards:

@@ -92,8 +92,8 @@ def _visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
         page = screenshot(
             f"http://localhost:{port}",
             ARTEFACTS / "viewer.png",
-            wait_s=1.0,
-            size=(1000, 900),
+            wait_s=0.5,
+            size=(860, 640),
             act=act,
             expected=VISER_SAYS_ALWAYS,
         )
@@ -162,10 +162,10 @@ def explore(page: "Page", viewer: LiveViewer, notes: dict[str, Any], states: dic
     T = viewer.viewed.T_shown_camera[1]
     until(page, lambda: viewer.state.photos and viewer.state.pairs)
     size = 0.22 if len(viewer.viewed.T_shown_camera) < 2 else 0.05
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(800)
     click_on(T[:3, 3] + size * T[:3, 2])
     until(page, lambda: viewer.state.photo is not None)
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(800)
     look("photo", enough=lambda pixels: pixels.std() > 15)
     notes["eye"] = torch.from_numpy(np.array(client_of(viewer).camera.position)) - T[:3, 3]
     notes["facts"] = page.locator("#root").inner_text()
@@ -175,7 +175,7 @@ def explore(page: "Page", viewer: LiveViewer, notes: dict[str, Any], states: dic
     until(page, lambda: viewer.state.photo == 2)
     page.get_by_role("button", name="Back to the start").click()
     until(page, lambda: viewer.state.photo is None)
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(800)
 
     page.get_by_role("button", name="Pick two points").click()
     page.get_by_text("Click on the first point").wait_for()
@@ -195,7 +195,10 @@ def explore(page: "Page", viewer: LiveViewer, notes: dict[str, Any], states: dic
     length = page.get_by_label("True length")
     length.wait_for()
     states["picked"] = viewer.state
-    notes["clicked"] = (left, right)
+    notes["off_px"] = [
+        math.dist(on_screen(viewer, clicked, box), on_screen(viewer, torch.tensor(picked).double(), box))
+        for clicked, picked in zip((left, right), viewer.state.picks, strict=True)
+    ]
     notes["length"] = math.dist(*viewer.state.picks) / float(viewer.viewed.shown.scale)
     length.fill("2.5")
     length.press("Enter")
@@ -222,7 +225,7 @@ def until(page: "Page", done: Callable[[], bool]) -> None:
 def count_of(page: "Page", done: Callable[[], bool]) -> str:
     """What is said of the number of points, once the viewer has done what was asked for."""
     until(page, done)
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(400)
     return page.get_by_text(re.compile(r"^[\d\s]+ of [\d\s]+ points")).inner_text()
 
 
@@ -305,11 +308,14 @@ def test_a_click_on_a_photo_leads_to_its_place(visit: Visit) -> None:
     assert visit.states["photo"].photo == 1
     assert float(visit.notes["eye"].norm()) < 1e-3
     assert HOSTILE[1] in visit.notes["facts"]
+    # viser's yellow highlight does not stay at the photo that the mouse was over.
+    assert near(visit.page.pixels, (232, 224, 104)) < 500
 
 
 def test_two_clicks_measure_and_set_the_scale_on_disk(visit: Visit) -> None:
-    for clicked, picked in zip(visit.notes["clicked"], visit.states["picked"].picks, strict=True):
-        assert math.dist(clicked.tolist(), picked) < 0.25
+    # Something nearer may lie before the point that was aimed at, but within half a degree.
+    assert max(visit.notes["off_px"]) < 8.0
+    assert len(visit.states["picked"].picks) == 2
     assert "2.50 in the scene's unit" in visit.notes["measured"]
     scene, details = load_scene(visit.folder), load_details(visit.folder)
     original, _ = scene_and_details(3)

@@ -6,7 +6,7 @@ is arbitrary. What DUSt3R's own objective makes of the same predictions is shown
 
 Prints the errors of the cameras against the truth of the rendered room, and all that the alignment found to complain
 about. Leaves `scene.png`: the weighted cloud with its cameras (arrows, the first in red) from above and from the side;
-and `scene/`, which `load_scene` reads. 12 seconds on two CPU cores.
+and `scene/`, which `load_scene` reads. 15 seconds on two CPU cores.
 """
 
 import argparse

@@ -6,8 +6,8 @@ and `robust` leave parts of this out.
 
 Prints the errors of pairs and cameras before and after, and the gate's sentence. Leaves `before_after.png`: for the
 pairs that gained most, average and least, how far the alignment believes the second photo, which pixels became labels,
-and its depth before and after, beside the truth; and `adapter/`, in peft's format. 25 seconds on two CPU cores; a
-second run takes 10, as finished stages are in `cache/`.
+and its depth before and after, beside the truth; and `adapter/`, in peft's format. 30 seconds on two CPU cores; a
+second run takes 15, as finished stages are in `cache/`.
 """
 
 import argparse

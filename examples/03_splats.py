@@ -5,7 +5,7 @@ others and finds the cameras of those held out afterwards; and `train_splats`, w
 does. What the training leaves is a run like any other, for ns-viewer, ns-render, ns-export and ns-eval.
 
 Prints PSNR and SSIM of the photo that nothing has seen. Leaves `held_out.png`: that photo, the rendering from where it
-was taken, and the rendering after its pose was fitted; and the run in `run/`. A minute and a half on two CPU cores.
+was taken, and the rendering after its pose was fitted; and the run in `run/`. A minute on two CPU cores.
 """
 
 import argparse

@@ -10,7 +10,7 @@ both photos in the first camera's frame, and confidences. The alignment finds th
 the photos show.
 
 Prints how far off two cameras are, pair by pair and aligned. Leaves `pairs.png`, what the phone says of two pairs; and
-`scene.png`, the scene made of it. 25 seconds on two CPU cores.
+`scene.png`, the scene made of it. 20 seconds on two CPU cores.
 """
 
 import argparse

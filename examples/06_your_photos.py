@@ -4,8 +4,8 @@ You learn the whole way from a folder of photos to a scene that nerfstudio goes 
 `ns-train lora3d-splat --data photos` does before it trains. See the README for what to shoot.
 
 Prints what was held out, what the gate decided, what the alignment warns of, and each photo's focal length. Leaves
-`scene.png`: the weighted cloud with its cameras; `scene.glb`, the same for any viewer of 3D files; `lora3d-scene-*`, for
-the ns-train command that is printed. The first run fetches the official weights (2.3 GB, non-commercial licence)
+`scene.png`: the weighted cloud with its cameras; `scene.glb`, the same for any viewer of 3D files; and the scene that
+the printed ns-train command goes on from. The first run fetches the official weights (2.3 GB, non-commercial licence)
 from the Hugging Face hub.
 
     python examples/06_your_photos.py photos

@@ -23,6 +23,8 @@ class PhotoOptions:
     """Take this many photos at most, evenly spread."""
     known_cameras: Path | None = None
     """What is known already: a COLMAP model, a transforms.json, or a JSON file of ours with intrinsics or poses."""
+    only_listed: bool = False
+    """Take the photos that these list, and no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class _FromPhotos:
             network=self.network.network,
             device=self.network.device,
             known_cameras=self.photo.known_cameras,
+            only_listed=self.photo.only_listed,
             every=self.photo.every,
             at_most=self.photo.at_most,
             cache=self.result.cache,

@@ -8,21 +8,24 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
+from lora3d_ns import __version__
 from lora3d_ns.cli_benchmarks import Benchmark
+from lora3d_ns.cli_conduct import EVERYWHERE, logging_from, nothing_printed, reader_has_gone, say, split, told
 from lora3d_ns.cli_config import SETTINGS_FILE, read_settings, write_settings
 from lora3d_ns.cli_export import Export
 from lora3d_ns.cli_look import Report, View
 from lora3d_ns.cli_parsing import UsageError, parsed
 from lora3d_ns.cli_photos import Calibrate, Reconstruct
-from lora3d_ns.errors import Lora3dError
-from lora3d_ns.progress import no_progress_bars
+from lora3d_ns.errors import Lora3dError, SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,8 @@ class Pretrain:
     """CPU threads; None for all cores."""
     validate_every: int = 1000
     """Steps between validations."""
+    json: Path | None = None
+    """File for the validation."""
 
     def settings_file(self) -> Path:
         """Where the settings of this run are kept."""
@@ -102,6 +107,11 @@ class Pretrain:
         result = run_pretraining(settings)
         for domain, metrics in result.validation.items():
             print(f"{domain}: {headline(metrics)}")
+        if self.json is not None:
+            from lora3d_ns.commands import write_report
+
+            counts = {"step": result.step, "pairs": result.pairs, "seconds": result.seconds}
+            write_report({"version": __version__, **counts, "validation": result.validation}, self.json)
         if self.export is not None:
             import torch
 
@@ -147,144 +157,132 @@ def _command(job: Any, name: str) -> Any:
 
 
 Job = (
-    _command(Reconstruct, "reconstruct")
+    _command(Demo, "demo")
+    | _command(Doctor, "doctor")
+    | _command(Reconstruct, "reconstruct")
     | _command(View, "view")
     | _command(Report, "report")
     | _command(Export, "export")
     | _command(Calibrate, "calibrate")
-    | _command(Demo, "demo")
-    | _command(Doctor, "doctor")
     | Annotated[Benchmark, subcommand("benchmark", prefix_name=False, description="Measure, and compare with peers.")]
     | _command(Pretrain, "pretrain")
 )
+"""Everything, in the order in which a person needs it."""
 
 REPEATABLE = {"reconstruct": Reconstruct, "calibrate": Calibrate, "export": Export, "demo": Demo, "pretrain": Pretrain}
 """Commands whose runs leave their settings in a file, and are repeated by `--config` with that file."""
 
-_DESCRIPTION = """Photos without poses in, a self-calibrated 3D scene out.
 
-    lora3d reconstruct photos -o scene        then: lora3d view scene
-
-With every command: --quiet (nothing but errors), --verbose (what happens in detail), --config FILE (the settings of a
-run, as reconstruct, calibrate, export, demo and pretrain leave them: options on the line go first; alone it repeats the
-run). Exit codes: 0 done, 2 not done and one line says why, 1 a defect of lora3d, 130 interrupted."""
+def _names(jobs: Any) -> tuple[str, ...]:
+    return tuple(typing.get_args(job)[1].name for job in typing.get_args(jobs))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Conduct:
-    """What holds for every command.
+_NAMES, _BENCHMARKS = _names(Job), _names(Benchmark)
 
-    Attributes:
-        quiet: Say nothing but errors.
-        verbose: Say everything, and show where an error came from.
-        config: File with settings.
-    """
+_DESCRIPTION = f"""Photos without poses in, a self-calibrated 3D scene out.
 
-    quiet: bool = False
-    verbose: bool = False
-    config: Path | None = None
+Begin with: lora3d demo
+
+Then with your own: lora3d reconstruct photos -o scene, and lora3d view scene
+
+{EVERYWHERE}
+Exit codes: 0 done, 2 not done and one line says why, 1 a defect of lora3d, 130 interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits with its code.
+    """Runs the command line, and exits with its code if the job was not done.
 
     Args:
         arguments: Instead of the process' own.
     """
-    conduct = _Conduct()
+    words = sys.argv[1:] if arguments is None else arguments
+    verbose, quiet = (f"--{name}" in words for name in ("verbose", "quiet"))
+    with contextlib.suppress(AttributeError):
+        # A file's name that the terminal cannot show is no reason to fail after hours.
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    with logging_from(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO):
+        try:
+            code = _code_of(words, verbose=verbose)
+        finally:
+            # It shows here, and not at the very end in Python's own words.
+            gone = reader_has_gone()
+    if gone or code != 0:
+        sys.exit(141 if gone else code)
+
+
+def _code_of(words: Sequence[str], *, verbose: bool) -> int:
+    """Does the job, or says why not; the exit code."""
     try:
-        conduct, rest = _split(sys.argv[1:] if arguments is None else arguments)
-        with _conducted(conduct):
-            command, job = _job_of(rest, conduct.config)
+        conduct, rest = split(words)
+        command, job = _job_of(rest, conduct.config)
+        _require_file_for_record(job)
+        with nothing_printed() if conduct.quiet else contextlib.nullcontext():
             try:
                 job.run()
             except KeyboardInterrupt:
                 # What was interrupted is gone on with by its settings, too.
-                write_settings(command, job)
+                with contextlib.suppress(Lora3dError):
+                    _keep_settings(command, job)
                 raise
-            write_settings(command, job)
-    except Lora3dError as error:
-        if conduct.verbose:
-            logging.getLogger("lora3d_ns").debug("where it came from", exc_info=True)
-        print(f"lora3d: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+            _keep_settings(command, job)
+        return 0
     except KeyboardInterrupt:
-        print("lora3d: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read what we print has gone (`| head`); Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception as error:
-        if conduct.verbose:
-            raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        print(
-            f"lora3d: this is a defect of lora3d ({said}). Run it again with --verbose and report what it says",
-            file=sys.stderr,
+        say("interrupted")
+        return 130
+    except Exception as error:  # noqa: BLE001 (nothing ends in a traceback that was not asked for)
+        if isinstance(error, BrokenPipeError) and not sys.stdout.isatty():
+            return 141
+        if verbose:
+            traceback.print_exc()
+        said = told(error)
+        if said is not None:
+            say(said)
+            return 2
+        say(
+            f"this is a defect of lora3d ({type(error).__name__}: {error}). Report it to the project's issue tracker, "
+            "with what the same command says under --verbose"
         )
-        sys.exit(1)
+        return 1
 
 
-def _split(arguments: Sequence[str]) -> tuple[_Conduct, list[str]]:
-    """What holds for every command, wherever it stands on the line, and the rest of the line.
-
-    Raises:
-        UsageError: Both quiet and verbose, or `--config` without a file.
-    """
-    quiet = verbose = False
-    config: Path | None = None
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--quiet":
-            quiet = True
-        elif word == "--verbose":
-            verbose = True
-        elif word == "--config" or word.startswith("--config="):
-            file = word.partition("=")[2] if "=" in word else next(words, "")
-            if not file:
-                raise UsageError("--config names no file", way_out="Name one that `lora3d` left beside a result")
-            config = Path(file)
-        else:
-            rest.append(word)
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose at once", way_out="Choose one")
-    return _Conduct(quiet=quiet, verbose=verbose, config=config), rest
-
-
-def _job_of(arguments: list[str], config: Path | None) -> tuple[str, Any]:
-    """The command's name and its job."""
+def _job_of(words: list[str], config: Path | None) -> tuple[str, Any]:
+    """The job, and the command's name if its settings are kept."""
     default = None
+    named = words[0] if words and words[0] in _NAMES else None
     if config is not None:
         of_file, default = read_settings(config, REPEATABLE)
-        named = next((word for word in arguments if not word.startswith("-")), None)
-        if named is None or named not in _NAMES:
-            arguments = [of_file, *arguments]
+        if named is None:
+            named, words = of_file, [of_file, *words]
         elif named != of_file:
             raise UsageError(
                 f"{config} holds settings of `lora3d {of_file}`, not of `lora3d {named}`",
                 way_out=f"Use `lora3d {of_file} --config {config}`",
             )
-    job = parsed(Job, arguments, "lora3d", default=default, description=_DESCRIPTION)
-    name = next((name for name, kind in REPEATABLE.items() if type(job) is kind), "")
-    return name, job
+    explained_by = "lora3d" if named is None else f"lora3d {named}"
+    if named == "benchmark" and words[1:2] and words[1] in _BENCHMARKS:
+        explained_by += f" {words[1]}"
+    try:
+        job = parsed(Job, words, "lora3d", default=default, description=_DESCRIPTION, explained_by=explained_by)
+    except SystemExit:
+        if named is not None and not {"-h", "--help"}.isdisjoint(words):
+            print(EVERYWHERE.strip())
+        raise
+    return next((name for name, kind in REPEATABLE.items() if type(job) is kind), ""), job
 
 
-_NAMES = ("reconstruct", "view", "report", "export", "calibrate", "demo", "doctor", "benchmark", "pretrain")
+def _require_file_for_record(job: Any) -> None:
+    """Refuses a `--json` that cannot be written, before any long work."""
+    file: Path | None = getattr(getattr(job, "result", job), "json", None)
+    if file is None:
+        return
+    parent = next((parent for parent in file.absolute().parents if parent.exists()), None)
+    if file.is_dir() or parent is None or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SettingsError("no file can be written here", way_out="Name a file for --json", path=file)
 
 
-@contextlib.contextmanager
-def _conducted(conduct: _Conduct) -> Iterator[None]:
-    """Logging, printing and bars as asked for."""
-    level = logging.ERROR if conduct.quiet else logging.DEBUG if conduct.verbose else logging.INFO
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lora3d_ns").setLevel(level)
-    with contextlib.ExitStack() as stack:
-        if conduct.quiet:
-            stack.enter_context(no_progress_bars())
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        yield
+def _keep_settings(command: str, job: Any) -> None:
+    if command:
+        print(f"Settings: {write_settings(command, job)}")
 
 
 if __name__ == "__main__":

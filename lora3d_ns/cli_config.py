@@ -12,6 +12,9 @@ Names are those of the options without the dashes in front. Values are read by t
 
 import copy
 import dataclasses
+import logging
+import os
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -27,15 +30,18 @@ from lora3d_ns.atomic_files import write_text_atomically
 from lora3d_ns.cli_parsing import UsageError, parsed
 from lora3d_ns.errors import SettingsError
 
+logger = logging.getLogger(__name__)
+
 SETTINGS_FILE = "settings.yaml"
 """In a folder that is only ours."""
 _SUFFIX = f".{SETTINGS_FILE}"
 
 
 def settings_beside(output: Path) -> Path:
-    """The file beside a result that repeats how it was made."""
-    place = output.absolute()
-    return output.parent / f"{place.name}{_SUFFIX}"
+    """The file beside a result that repeats how it was made: in a folder that is replaced it would get lost."""
+    # `.` and `..` have a name, too.
+    place = output if output.name not in ("", "..") else Path(os.path.abspath(output))  # noqa: PTH100
+    return place.with_name(f"{place.name}{_SUFFIX}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +66,15 @@ def settings_text(command: str, job: object) -> str:
     )
 
 
-def write_settings(command: str, job: Any) -> None:
-    """Keeps the settings of a job that says where, see `settings_text`.
+def write_settings(command: str, job: Any) -> Path:
+    """Keeps the settings of a job where it says, by default beside its output, see `settings_text`; returns the file.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    if hasattr(job, "settings_file"):
-        write_text_atomically(job.settings_file(), settings_text(command, job))
+    file = job.settings_file() if hasattr(job, "settings_file") else settings_beside(job.output)
+    write_text_atomically(file, settings_text(command, job))
+    return file
 
 
 def read_settings(file: Path, jobs: Mapping[str, type]) -> tuple[str, Any]:
@@ -86,20 +93,27 @@ def read_settings(file: Path, jobs: Mapping[str, type]) -> tuple[str, Any]:
     for name in settings:
         if name not in options:
             raise _wrong(file, f"`lora3d {command}` has no setting {name!r}", f"Use some of {', '.join(options)}")
-    missing = [option for option in options.values() if option.required and option.name not in settings]
-    # Something to parse in their place.
-    given = {**settings, **{option.name: _example(option.hint) for option in missing}}
+    required = [option for option in options.values() if option.required]
+    missing = [option for option in required if option.name not in settings]
+
+    def read(some: Mapping[str, object]) -> Any:
+        # Something to parse where something must be given.
+        given = {**{option.name: _example(option.hint) for option in required}, **some}
+        return parsed(job, _tokens(options, given), "lora3d")
+
     try:
-        made = parsed(job, _tokens(options, given), "lora3d")
+        made = read(settings)
     except UsageError:
-        for name in settings:
-            alone = {other.name: _example(other.hint) for other in options.values() if other.required}
+        for name, value in settings.items():
             try:
-                parsed(job, _tokens(options, {**alone, name: settings[name]}), "lora3d")
+                read({name: value})
             except UsageError as error:
-                said = f"{name} cannot be {settings[name]!r} ({error.problem})"
-                raise _wrong(file, said, f"`lora3d {command} --help` says what it can be") from None
+                said = error.problem.removeprefix("--") if " cannot be " in error.problem else _cannot_be(name, value)
+                raise _wrong(file, said, _explained(command)) from None
         raise
+    for option in _options(job, made):
+        if option.name in settings and not _is_said_by(option.value, settings[option.name]):
+            raise _wrong(file, _cannot_be(option.name, settings[option.name]), _explained(command))
     job_read = copy.copy(made)
     for option in missing:
         # No value that its class would take: tyro asks for it.
@@ -108,6 +122,7 @@ def read_settings(file: Path, jobs: Mapping[str, type]) -> tuple[str, Any]:
 
 
 def _content(file: Path, jobs: Mapping[str, type]) -> tuple[str, dict[str, object]]:
+    """The command that a file names, and its settings: single values and lists of them by name."""
     import yaml
 
     try:
@@ -115,15 +130,53 @@ def _content(file: Path, jobs: Mapping[str, type]) -> tuple[str, dict[str, objec
     except OSError as error:
         said = f"the file cannot be read ({error.strerror or error})"
         raise _wrong(file, said, "Name one that `lora3d` left beside a result") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        said = f"this is no YAML ({' '.join(str(error).split())})"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        place = "" if mark is None else f"line {mark.line + 1}: "
+        said = f"this is no YAML of plain values ({place}{' '.join(said.split())})"
         raise _wrong(file, said, "Mend it, or take one of another run") from error
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise _wrong(file, "it has no `settings`", "Take a file that `lora3d` left beside a result")
-    command = str(content.get("command"))
-    if command not in jobs:
-        raise _wrong(file, f"no settings of a command {command!r} are read", f"Use one of {', '.join(jobs)}")
-    return command, {str(name).replace("-", "_"): value for name, value in content["settings"].items()}
+    command = content.get("command")
+    if not isinstance(command, str) or command not in jobs:
+        said = f"it holds settings of no command that reads them (command: {_shown(command)})"
+        raise _wrong(file, said, f"Write `command: ` and one of {', '.join(jobs)}")
+    settings = {str(name).replace("-", "_"): value for name, value in content["settings"].items()}
+    for name, value in settings.items():
+        if not all(isinstance(part, _SINGLE) for part in (value if isinstance(value, list) else [value])):
+            said = f"{name} cannot be a {type(value).__name__} of this kind"
+            raise _wrong(file, said, "Write a number, a text in quotes, or a list of them")
+    version = content.get("version")
+    if version not in (None, __version__):
+        logger.warning("%s was written by version %s, this is %s: defaults may differ", file, version, __version__)
+    return command, settings
+
+
+_SINGLE = (str, int, float, type(None))
+
+
+def _is_said_by(read: object, given: object) -> bool:
+    """Whether a file means the value that was read from its words: a number is no text, and truth is no number."""
+    if isinstance(read, Path):
+        return isinstance(given, str) and given != ""
+    if isinstance(read, tuple):
+        return isinstance(given, list) and all(map(_is_said_by, read, given))
+    if isinstance(read, float):
+        # YAML takes 1e-3 for a text.
+        return isinstance(given, (int, float, str)) and not isinstance(given, bool) and read == float(given)
+    return type(read) is type(given) and read == given
+
+
+def _cannot_be(name: str, value: object) -> str:
+    return f"{name} cannot be {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)
+
+
+def _explained(command: str) -> str:
+    return f"`lora3d {command} --help` says what it can be"
 
 
 def _wrong(file: Path, problem: str, way_out: str) -> SettingsError:
@@ -172,7 +225,8 @@ def _tokens(options: Mapping[str, _Option], settings: Mapping[str, object]) -> l
         elif isinstance(value, list):
             named += [option, *(str(part) for part in value)]
         else:
-            named += [option, str(value)]
+            # In one word, since it may begin with a dash.
+            named.append(f"{option}={value}")
     return [*places, *named]
 
 

@@ -1,17 +1,18 @@
 """The jobs `lora3d view` and `lora3d report`, see `lora3d_ns.cli`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """A finished scene in the browser: cloud, cameras, pairs, weights; measure, set the scale. Ends with Ctrl-C."""
 
-    scene: Annotated[Path, Positional]
+    scene: Annotated[Path, Positional, arg(metavar="SCENE")]
     """Folder of a scene, as `lora3d reconstruct` leaves it."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in."""
@@ -25,17 +26,18 @@ class View:
         from lora3d_ns.viewer.show import ViewerSettings, view_scene
 
         settings = ViewerSettings(host=self.host, port=self.port, most_points=self.most_points)
-        view_scene(self.scene, settings, say=print)
+        # At once, though standard output may be a pipe: it says where to look.
+        view_scene(self.scene, settings, say=partial(print, flush=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A finished scene on one page of HTML: what came out, what is doubtful, what to shoot next."""
 
-    scene: Annotated[Path, Positional]
+    scene: Annotated[Path, Positional, arg(metavar="SCENE")]
     """Folder of a scene, as `lora3d reconstruct` leaves it."""
     html: Path | None = None
-    """File for the page; by default report.html beside the scene's folder's other files."""
+    """File for the page; by default report.html in the scene's folder."""
     json: Path | None = None
     """File for the same facts; by default report.json there."""
 

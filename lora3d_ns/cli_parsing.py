@@ -12,7 +12,13 @@ import tyro
 from lora3d_ns.errors import SettingsError
 
 _RULE = re.compile(r"^[─-]{8,}$")
-_HELP = re.compile(r"run:? +(lora3d[\w -]*--help)|see (lora3d[\w -]*--help)")
+_HELP = re.compile(r"For full helptext, (?:run|see):? +(lora3d[\w -]*?) --help")
+_VALUE = re.compile(r"^Error parsing (?P<option>.+?): .*?(?:\[(?P<several>.*?)\]|(?P<one>'[^']*'))")
+_CHOICE = re.compile(
+    r"^invalid choice (?P<given>.+) for argument '(?P<option>.+)'\. Expected one of \((?P<choices>.*)\)"
+)
+_SHORT_NAME = re.compile(r"(?<![\w-])-\w(?: [^\s,]+)?, (?=--)")
+"""`-o PATH, ` before `--output PATH`."""
 
 
 class UsageError(SettingsError):
@@ -20,7 +26,13 @@ class UsageError(SettingsError):
 
 
 def parsed(
-    job: Any, arguments: Sequence[str], prog: str, *, default: Any = None, description: str | None = None
+    job: Any,
+    arguments: Sequence[str],
+    prog: str,
+    *,
+    default: Any = None,
+    description: str | None = None,
+    explained_by: str | None = None,
 ) -> Any:
     """What was typed as a job; `--help` prints and exits with 0, as tyro does.
 
@@ -30,6 +42,7 @@ def parsed(
         prog: Name of the program.
         default: A job whose values hold for what is not typed.
         description: For `--help`.
+        explained_by: The command whose help to name where tyro names only that of the program.
 
     Raises:
         UsageError: It cannot be read.
@@ -48,7 +61,7 @@ def parsed(
     said = io.StringIO()
     with _wide(), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
         tyro.cli(job, **options)
-    raise _usage_error(said.getvalue(), prog)
+    raise _usage_error(said.getvalue(), explained_by or prog)
 
 
 @contextlib.contextmanager
@@ -64,7 +77,7 @@ def _wide() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _usage_error(box: str, prog: str) -> UsageError:
+def _usage_error(box: str, explained_by: str) -> UsageError:
     """Tyro's box in one line: what is wrong and what may have been meant, without explanations of options."""
     sections: list[list[str]] = [[]]
     # The heading is a line of its frame, or, where the frame's characters cannot be printed, one above a rule.
@@ -74,21 +87,49 @@ def _usage_error(box: str, prog: str) -> UsageError:
         if _RULE.match(text.strip()):
             sections.append([])
         elif text.strip() and not text.startswith(("        ", "─")):
-            sections[-1].append(text.strip())
-    said = [section for section in sections if section]
+            sections[-1].append(_SHORT_NAME.sub("", text.strip()))
+    said = [section for section in sections if section] or [["this cannot be read"]]
+    by_heading = {section[0]: section[1:] for section in said}
     helps = _HELP.search(" ".join(" ".join(section) for section in said))
-    about = f"`{(helps[1] or helps[2]).strip()}`" if helps else f"`{prog} --help`"
-    problem = _joined(said[0]) if said else "this cannot be read"
-    meant = next((section[1:] for section in said if section[0].startswith("Perhaps you meant")), [])
+    if helps is not None and helps[1] != "lora3d":
+        explained_by = helps[1]
+    problem = _reworded(said[0], by_heading.get("Argument helptext:", []))
+    meant = [entry.split(" ")[0] for entry in by_heading.get("Perhaps you meant:", []) if entry.startswith("-")]
+    # What was typed rightly in the wrong place is no suggestion.
+    meant = [option for option in dict.fromkeys(meant) if option not in re.split(r"[\s,]", problem)]
     if meant:
-        problem += f"; perhaps you meant {' or '.join(entry.split(' ')[0] for entry in meant[:3] if entry[0] == '-')}"
+        problem += f"; perhaps you meant {' or '.join(meant[:3])}"
     others = [section for section in said[1:] if section[0].startswith(("Unrecognized options", "Available"))]
     problem = "; ".join([problem, *(_joined(section) for section in others)])
-    return UsageError(problem.rstrip("."), way_out=f"{about} explains it")
+    return UsageError(problem.rstrip("."), way_out=f"`{explained_by} --help` explains it")
+
+
+def _reworded(lines: Sequence[str], about_option: Sequence[str]) -> str:
+    """What is wrong, in words about what was typed and not about tyro's types.
+
+    Args:
+        lines: What tyro says.
+        about_option: Its explanation of the option concerned: name and type, then words.
+    """
+    value, choice = _VALUE.match(lines[0]), _CHOICE.match(lines[0])
+    if value is not None:
+        problem = f"{value['option']} cannot be {value['several'] or value['one']}"
+        kind = about_option[0].partition(" ")[2] if about_option else ""
+        return f"{problem}; expected {_readable(kind)}" if kind else problem
+    if choice is not None:
+        choices = choice["choices"].rstrip(",").replace("'", "")
+        return f"{choice['option']} cannot be {choice['given']}; expected one of {choices}"
+    return _joined(lines).replace("'. Expected", "'; expected")
+
+
+def _readable(kind: str) -> str:
+    """Tyro's name of a type: `{None}|INT` is `INT or None`."""
+    choices = [choice.strip("{}") for choice in kind.split("|")]
+    return " or ".join(sorted(choices, key=lambda choice: choice == "None"))
 
 
 def _joined(lines: Sequence[str]) -> str:
     head, *rest = lines
-    # What parsers of the single types had to say is about types, not about what was typed.
-    rest = [line for line in rest if not line.startswith(("- <class", "Got errors"))]
+    # What is said of orders of subcommands is true of programs that have several in one line.
+    rest = [line.replace("(applied to", "(in") for line in rest if not line.startswith("Arguments are applied")]
     return f"{head} {', '.join(rest)}" if rest else head

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from lora3d_ns.cli_config import settings_beside
-
 if TYPE_CHECKING:
     from lora3d_ns.commands import Source
     from lora3d_ns.reconstruct import Arm, Calibration, ReconstructSettings
@@ -52,6 +50,24 @@ class MethodOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(MethodOptions):
+    """How the adapter is made."""
+
+    keep_refused: bool = False
+    """Write the adapter even if the gate finds that it makes the scene worse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionOptions(MethodOptions):
+    """How the scene is made."""
+
+    arm: Literal["self_calibrated", "robust", "pretrained"] = "self_calibrated"
+    """The whole method; the network as it is with our alignment; the same with DUSt3R's own objective."""
+    adapter: Path | None = None
+    """Folder of an adapter made before; nothing is learnt then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultOptions:
     """What is kept beside the result."""
 
@@ -65,7 +81,7 @@ class ResultOptions:
 class _FromPhotos:
     """What `calibrate` and `reconstruct` have in common."""
 
-    photos: Annotated[Path, Positional]
+    photos: Annotated[Path, Positional, arg(metavar="PHOTOS")]
     """Folder of photos; masks beside them are found and respected."""
     output: Annotated[Path, arg(aliases=["-o"])]
     """Folder for the result; what `lora3d` left there before is replaced."""
@@ -73,10 +89,6 @@ class _FromPhotos:
     network: OmitArgPrefixes[NetworkOptions] = field(default_factory=NetworkOptions)
     method: OmitArgPrefixes[MethodOptions] = field(default_factory=MethodOptions)
     result: OmitArgPrefixes[ResultOptions] = field(default_factory=ResultOptions)
-
-    def settings_file(self) -> Path:
-        """Where the settings of this run are kept."""
-        return settings_beside(self.output)
 
     def _source(self) -> "Source":
         """Photos and network."""
@@ -115,15 +127,14 @@ class _FromPhotos:
 class Calibrate(_FromPhotos):
     """Photos to a LoRA adapter of the network for this scene, in peft's format. Needs no labels."""
 
-    keep_refused: bool = False
-    """Write the adapter even if the gate finds that it makes the scene worse."""
+    method: OmitArgPrefixes[CalibrationOptions] = field(default_factory=CalibrationOptions)
 
     def run(self) -> None:
         """Does the job and prints what came out."""
         from lora3d_ns.commands import run_calibrate
 
         calibration, report = run_calibrate(
-            self._source(), self.output, self._settings("self_calibrated"), keep_refused=self.keep_refused
+            self._source(), self.output, self._settings("self_calibrated"), keep_refused=self.method.keep_refused
         )
         _print_calibration(calibration)
         print(f"Adapter:  {self.output}")
@@ -134,16 +145,15 @@ class Calibrate(_FromPhotos):
 class Reconstruct(_FromPhotos):
     """Photos to cameras and a weighted point cloud: the whole method, or one arm of it."""
 
-    adapter: Path | None = None
-    """Folder of an adapter made before; nothing is learnt then."""
-    arm: Literal["self_calibrated", "robust", "pretrained"] = "self_calibrated"
-    """The whole method; the network as it is with our alignment; the same with DUSt3R's own objective."""
+    method: OmitArgPrefixes[ReconstructionOptions] = field(default_factory=ReconstructionOptions)
 
     def run(self) -> None:
         """Does the job and prints what came out."""
         from lora3d_ns.commands import run_reconstruct
 
-        made, report = run_reconstruct(self._source(), self.output, self._settings(self.arm), adapter=self.adapter)
+        made, report = run_reconstruct(
+            self._source(), self.output, self._settings(self.method.arm), adapter=self.method.adapter
+        )
         if made.calibration is not None:
             _print_calibration(made.calibration)
         for warning in made.understood.aligned.diagnosis.warnings:

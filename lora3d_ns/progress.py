@@ -21,7 +21,7 @@ def no_progress_bars() -> Iterator[None]:
 def progress_bar(description: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar on standard error with count, elapsed time and ETA; yields a function that advances it by n steps.
 
-    Standard output stays clean for `--json`. Without a terminal, rich prints the finished bar only.
+    Standard output stays clean. Without a terminal nothing is drawn: a log wants no bars.
     """
     from rich.console import Console
     from rich.progress import (
@@ -41,6 +41,8 @@ def progress_bar(description: str, total: int, *, shown: bool = True) -> Iterato
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown or _silenced.get()) as progress:
+    console = Console(stderr=True)
+    hidden = not shown or _silenced.get() or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.advance(task, steps)

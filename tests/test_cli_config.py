@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from lora3d_ns.cli import REPEATABLE, Demo, Pretrain, main
 from lora3d_ns.cli_config import read_settings, settings_beside, settings_text, write_settings
 from lora3d_ns.cli_export import Export
-from lora3d_ns.cli_photos import Calibrate, MethodOptions, NetworkOptions, PhotoOptions, Reconstruct, ResultOptions
+from lora3d_ns.cli_photos import (
+    Calibrate,
+    CalibrationOptions,
+    NetworkOptions,
+    PhotoOptions,
+    Reconstruct,
+    ReconstructionOptions,
+    ResultOptions,
+)
 from lora3d_ns.errors import SettingsError
 
 WORDS = st.text(string.ascii_letters + string.digits + "_ äß.'\"#:{}[]&*", min_size=1, max_size=20).filter(
@@ -32,18 +40,25 @@ FROM_PHOTOS: dict[str, Any] = {
     "output": PATHS,
     "photo": st.builds(PhotoOptions, every=COUNTS, at_most=maybe(COUNTS), known_cameras=maybe(PATHS)),
     "network": st.builds(NetworkOptions, network=WORDS, device=st.sampled_from(["auto", "cpu", "cuda"])),
-    "method": st.builds(
-        MethodOptions, matches=st.sampled_from(["auto", "off"]), epochs=maybe(COUNTS), rounds=COUNTS, seed=COUNTS
-    ),
     "result": st.builds(ResultOptions, cache=maybe(PATHS), json=maybe(PATHS)),
 }
+METHOD: dict[str, Any] = {
+    "matches": st.sampled_from(["auto", "off"]),
+    "epochs": maybe(COUNTS),
+    "rounds": COUNTS,
+    "seed": COUNTS,
+}
 JOBS = st.one_of(
-    st.builds(Calibrate, **FROM_PHOTOS, keep_refused=st.booleans()),
+    st.builds(Calibrate, **FROM_PHOTOS, method=st.builds(CalibrationOptions, **METHOD, keep_refused=st.booleans())),
     st.builds(
         Reconstruct,
         **FROM_PHOTOS,
-        adapter=maybe(PATHS),
-        arm=st.sampled_from(["self_calibrated", "robust", "pretrained"]),
+        method=st.builds(
+            ReconstructionOptions,
+            **METHOD,
+            adapter=maybe(PATHS),
+            arm=st.sampled_from(["self_calibrated", "robust", "pretrained"]),
+        ),
     ),
     st.builds(
         Export,
@@ -71,7 +86,7 @@ def test_what_is_written_is_read_again(job: Any, tmp_path_factory: pytest.TempPa
 
 
 def test_the_file_is_plain_and_says_how_to_use_it(tmp_path: Path) -> None:
-    job = Reconstruct(photos=Path("my photos"), output=tmp_path / "scene", method=MethodOptions(epochs=3))
+    job = Reconstruct(photos=Path("my photos"), output=tmp_path / "scene", method=ReconstructionOptions(epochs=3))
     write_settings("reconstruct", job)
     file = tmp_path / "scene.settings.yaml"
     assert settings_beside(tmp_path / "scene") == file
@@ -149,7 +164,7 @@ WRONG = {
     "empty": (b"", "no `settings`"),
     "a list": (b"- 1\n- 2\n", "no `settings`"),
     "unknown command": (b"command: fly\nsettings: {}\n", "'fly'"),
-    "no command": (b"settings: {}\n", "'None'"),
+    "no command": (b"settings: {}\n", "command: None"),
     "unknown setting": (b"command: demo\nsettings: {colour: red}\n", "no setting 'colour'"),
     "wrong type": (b"command: reconstruct\nsettings: {epochs: many}\n", "epochs cannot be 'many'"),
     "wrong choice": (b"command: reconstruct\nsettings: {photos: a, output: b, arm: leg}\n", "arm cannot be 'leg'"),

@@ -163,9 +163,9 @@ def test_unknown_options(line: list[str], capsys: pytest.CaptureFixture) -> None
         (["reconstruct", "a", "-o", "b", "--arm", "leg"], "--arm"),
         (["reconstruct", "a", "-o", "b", "--epoch", "3"], "perhaps you meant --epochs"),
         (["calibrate", "a"], "--output"),
-        (["view"], "PATH"),
+        (["view"], "SCENE"),
         (["view", "a", "--port", "x"], "--port"),
-        (["report"], "PATH"),
+        (["report"], "SCENE"),
         (["export", "a", "--to", "zip", "-o", "b"], "'zip'"),
         (["demo", "--splat-steps", "x"], "--splat-steps"),
         (["pretrain", "--steps", "0"], "steps"),
@@ -176,7 +176,6 @@ def test_unknown_options(line: list[str], capsys: pytest.CaptureFixture) -> None
         (["benchmark", "ablations", "--studies", "nonsense"], "nonsense"),
         (["nonsense"], "nonsense"),
         ([], "reconstruct"),
-        (["--quiet", "--verbose", "doctor"], "Choose one"),
         (["doctor", "--config"], "--config"),
         (["--config", "no_such.yaml"], "no_such.yaml"),
     ],
@@ -207,10 +206,21 @@ def test_a_defect_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit) as stopped:
         main(["demo"])
     assert stopped.value.code == 1
-    said = "this is a defect of lora3d (TypeError: two lines). Run it again with --verbose and report what it says"
-    assert capsys.readouterr().err == f"lora3d: {said}\n"
-    with pytest.raises(TypeError):
+    said = capsys.readouterr().err
+    assert said.startswith("lora3d: this is a defect of lora3d (TypeError: two lines). ")
+    assert said.count("\n") == 1
+    assert "--verbose" in said
+    with pytest.raises(SystemExit) as stopped:
         main(["demo", "--verbose"])
+    assert stopped.value.code == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_quiet_and_verbose_at_once_are_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--quiet", "--verbose", "doctor"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "lora3d: --quiet and --verbose at once. Choose one"
 
 
 def test_quiet_and_verbose(
@@ -232,10 +242,12 @@ def test_quiet_and_verbose(
         caplog.clear()
         main(["demo", *words, "--output", str(tmp_path / "out")])
         captured = capsys.readouterr()
-        said[words] = (captured.out.strip(), [record.message for record in caplog.records], "Working" in captured.err)
-    assert said[()] == ("result", ["step", "trouble"], True)
-    assert said["--quiet",] == ("", ["trouble"], False)
-    assert said["--verbose",] == ("result", ["detail", "step", "trouble"], True)
+        printed = captured.out.splitlines()
+        said[words] = (printed[:1], [record.message for record in caplog.records], "Working" in captured.err)
+    # A log wants no bars: there is no terminal here.
+    assert said[()] == (["result"], ["step", "trouble"], False)
+    assert said["--quiet",] == ([], ["trouble"], False)
+    assert said["--verbose",] == (["result"], ["detail", "step", "trouble"], False)
 
 
 def test_a_reader_who_leaves_is_no_error() -> None:

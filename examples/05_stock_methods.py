@@ -6,7 +6,7 @@ without which it does not run (`lora3d-splat` of example 03 does).
 
 Prints PSNR and SSIM of two photos that nothing has seen. Leaves `nerfacto.png` (and `splatfacto.png`): these photos
 beside what the method renders from where they were taken. Nerfacto is made small here and stopped early: what it shows
-after two minutes is a beginning. 2 minutes on two CPU cores, without tiny-cuda-nn.
+after two minutes is a beginning. 3 minutes on two CPU cores, without tiny-cuda-nn.
 """
 
 import argparse

@@ -11,12 +11,14 @@ from the Hugging Face hub.
     python examples/06_your_photos.py photos
 
 With CUDA the network learns your photos (arm self_calibrated). On a CPU that would take hours, so it is used as it is
-(arm robust): predicting all pairs of six photos takes two and a half minutes on two cores, the rest half a minute.
-`--arm` decides otherwise. A finished scene is found again by its photos and settings, and interrupted work goes on.
+(arm robust): predicting all pairs of six photos takes two and a half minutes on two CPU cores, and the alignment comes
+after that. `--arm` decides otherwise. A finished scene is found again by its photos and settings; interrupted work goes
+on where it was.
 """
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,5 +69,6 @@ draw_scene(
     made.scene, output / "scene.png", title=f"{arguments.photos.name}: {points} points, {len(made.photos)} photos"
 )
 print(f"{points} points; look at {output / 'scene.png'}")
+words = ["--data", str(arguments.photos), "lora3d", "--network", arguments.network, "--scene", str(made.folder)]
 print("splats of it:")
-print(f"  ns-train lora3d-splat --data {arguments.photos} lora3d --network {arguments.network} --scene {made.folder}")
+print(" ", shlex.join(["ns-train", "lora3d-splat", *words]))

@@ -158,7 +158,7 @@ def test_splats(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_own_network(run: Run, tmp_path: Path) -> None:
-    said = run("04")
+    said = run("04", photographed=lambda: room(size=(256, 192)))
     output = tmp_path / "outputs/examples/04"
     said_deg, found_deg = numbers(r"cameras off by ([\d.]+) degrees", said)
     (found_cm,) = numbers(r"positions by ([\d.]+) cm", said)

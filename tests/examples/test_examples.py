@@ -26,10 +26,12 @@ import tyro
 from PIL import Image
 from safetensors.torch import save_file
 
+from lora3d_ns import photo_scene
 from lora3d_ns.adapter.lora import load_adapter
 from lora3d_ns.network.checkpoint_architecture import official_arguments
 from lora3d_ns.network.checkpoints import load_network, network_fingerprint
 from lora3d_ns.photo_scene import load_photo_scene
+from lora3d_ns.reconstruct import ReconstructSettings
 from lora3d_ns.rooms import generator
 from lora3d_ns.scene_io.scenes import load_scene
 
@@ -145,7 +147,9 @@ def test_self_calibration(run: Run, tmp_path: Path) -> None:
     assert_picture(output / "before_after.png")
 
 
-def test_splats(run: Run, tmp_path: Path) -> None:
+def test_splats(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Learning is example 02, and the slow test below does it here too.
+    monkeypatch.setattr(photo_scene, "ReconstructSettings", lambda: ReconstructSettings(arm="robust"))
     said = run("03", "--steps", "20", "--size", "64", photographed=small_room)
     output = tmp_path / "outputs/examples/03"
     assert "held out: 002.png" in said

@@ -45,7 +45,7 @@ _PEER_LEARNING_RATE = 0.01
 _PEER_MEAN_SCALE = 0.5
 _OTHER_SCENES = 500
 """Seed offset of the rooms: the scenes on which methods are judged are not looked at here."""
-_NOISE = NoiseSettings(wrong_edges=0, floater_share=0.05)
+EQ6_NOISE = NoiseSettings(wrong_edges=0, floater_share=0.05)
 """Eq. 6 has no answer to wholly wrong pairs, which is what our other objective is for; here both minimise Eq. 6."""
 
 
@@ -121,11 +121,16 @@ def _world_points(depth: Tensor, K: Tensor, T_world_camera: Tensor) -> Tensor:
     return points @ T_world_camera[:3, :3].float().T + T_world_camera[:3, 3].float()
 
 
+AlignmentProblem = tuple[RoomPhotos, PairPredictions]
+"""Photos with their truth, and what a network says of their pairs."""
+
+
 def run_alignment_benchmark(
     *,
     case: Case = "full",
     views: int = 10,
     size: tuple[int, int] | None = None,
+    problem: AlignmentProblem | None = None,
     iterations: int = 300,
     device: str = "cpu",
     seed: int = 0,
@@ -133,13 +138,14 @@ def run_alignment_benchmark(
     json_path: Path | None = None,
     picture: Path | None = None,
 ) -> dict[str, object]:
-    """Aligns the same predictions of a complete pair graph with our program and with the peer's.
+    """Aligns the same predictions, of a complete pair graph by default, with our program and with the peer's.
 
     Args:
         case: `full` has simulated predictions of full size: true points with errors like a network's, no pair wholly
             wrong. `bundled` has the bundled network's predictions of a room.
         views: Number of photos.
         size: (width, height); by default 512 x 384 for `full` and 64 x 64 for `bundled`.
+        problem: Photos and predictions of any connected graph, instead of `case`, `views` and `size`.
         iterations: Of the peer; its default is 300. Ours stops by itself.
         device: `cpu` or `cuda`, for both.
         seed: Of the room, of the errors and of the peer's random start (which its initialisation overwrites).
@@ -164,11 +170,12 @@ def run_alignment_benchmark(
             way_out=f"Use the case full or bundled, 2 views or more (at most {PHOTOS} with bundled), and 1 iteration "
             "or more",
         )
-    size = size or _SIZES[case]
     run_peer = peer_runner() if peer else None
-    photos, predictions = _predictions(case, views, size, device=device, seed=seed)
+    photos, predictions = problem or _predictions(case, views, size or _SIZES[case], device=device, seed=seed)
+    height, width = photos.views.shapes[0]
     record = machine_record(command="benchmark alignment", device=torch.device(device), seed=seed)
-    record |= {"case": case, "views": views, "size": list(size), "pairs": len(predictions)}
+    record |= {"case": "given" if problem else case, "views": len(photos.views)}
+    record |= {"size": [width, height], "pairs": len(predictions)}
 
     logger.info("aligning %d pairs with our program", len(predictions))
     ours = _run_ours(photos.views, predictions, torch.device(device))
@@ -185,9 +192,7 @@ def run_alignment_benchmark(
     return record
 
 
-def _predictions(
-    case: Case, views: int, size: tuple[int, int], *, device: str, seed: int
-) -> tuple[RoomPhotos, PairPredictions]:
+def _predictions(case: Case, views: int, size: tuple[int, int], *, device: str, seed: int) -> AlignmentProblem:
     graph = build_pair_graph(CompleteGraph(), views)
     if case == "bundled":
         room = make_scene("nominal", seed, size=size, seed_offset=_OTHER_SCENES).calibration
@@ -196,7 +201,7 @@ def _predictions(
         return photos, predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
     width, height = size
     photos = photograph_rooms(views, shapes=[(height, width)], seed=seed)
-    predictions, _ = noisy_predictions(photos, graph, _NOISE, seed=seed)
+    predictions, _ = noisy_predictions(photos, graph, EQ6_NOISE, seed=seed)
     return photos, predictions
 
 

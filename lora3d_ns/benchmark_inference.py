@@ -5,6 +5,8 @@ the same weights, the same images and the same pairs in the same process, so the
 same.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -64,15 +66,18 @@ def run_inference_benchmark(
     peer_batch_size: int,
     seed: int,
     json_path: Path | None,
+    config: Dust3rConfig | None = None,
 ) -> dict[str, object]:
     """Times all ordered pairs of some photos with our network and with the peer's; the best of `repeats` counts.
 
     Args:
         size: (width, height) of the images.
+        config: Another configuration instead of the official one with this head.
 
     Returns:
         The record that is also written as JSON: `ours_s`, `peer_s`, `ratio` (peer / ours), `peak_mib` (ours, beyond
-        the weights), `peer_peak_mib`, `ours_tflop`, `ours_tflop_per_s`, `max_relative_difference`.
+        the weights), `peer_peak_mib`, `ours_tflop`, `ours_tflop_per_s`, `max_relative_difference`,
+        `weights_mib`.
 
     Raises:
         SettingsError: Fewer than two photos or no run at all.
@@ -84,13 +89,17 @@ def run_inference_benchmark(
         )
     torch.manual_seed(seed)
     width, height = size
-    network = Dust3r(Dust3rConfig(head=head)).to(device).eval()
+    network = Dust3r(config or Dust3rConfig(head=head)).to(device).eval()
     views = random_views(photos, height, width, seed=seed)
     graph = build_pair_graph(CompleteGraph(), photos)
     settings = PredictionSettings(precision=precision, show_progress=False)
     peer_model = _build_peer(network) if peer else None
     record = machine_record(command="benchmark inference", device=network.device, seed=seed)
-    record |= {"photos": photos, "pairs": len(graph), "size": list(size), "head": head, "precision": precision}
+    record |= {"photos": photos, "pairs": len(graph), "size": list(size), "precision": precision}
+    record |= {
+        "head": network.config.head,
+        "weights_mib": sum(parameter.nbytes for parameter in network.parameters()) / 2**20,
+    }
 
     warm_up = build_pair_graph(CompleteGraph(), 2)
     ours_runs, peer_runs = [], []
@@ -102,7 +111,7 @@ def run_inference_benchmark(
             predictions = predict_pairs(views, graph, network, settings)
         ours_runs.append(ours_run)
         if peer_model is not None:
-            with PeakMemory(network.device) as peer_run, _quiet_peer():
+            with PeakMemory(network.device) as peer_run, _as_the_peer_computes():
                 peer_results = _run_peer(peer_model, views, device, peer_batch_size)
             peer_runs.append(peer_run)
 
@@ -208,21 +217,34 @@ def _ours_flop(config: Dust3rConfig, photos: int, pairs: int, height: int, width
 
 
 @contextmanager
-def _quiet_peer() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Its autocast call is deprecated; once per pair this would bury the result.
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+def _as_the_peer_computes() -> Iterator[None]:
+    """With TF32, which it switches on for itself, and without its warnings."""
+    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with warnings.catch_warnings():
+            # Its autocast call is deprecated; once per pair this would bury the result.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
 
 
 def _build_peer(network: Dust3r) -> torch.nn.Module:
+    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
     try:
-        from mini_dust3r.model import AsymmetricCroCo3DStereo
+        # Importing it prints, warns, and switches TF32 on for the whole process.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mini_dust3r.model import AsymmetricCroCo3DStereo
     except ImportError as error:
         raise MissingPackageError(
-            "the peer mini-dust3r is not installed",
-            way_out="Run `pip install --no-deps mini-dust3r==0.1.2 beartype einops roma`, or benchmark with --no-peer",
+            f"the peer mini-dust3r cannot be used ({error})",
+            way_out="Run `pip install --no-deps mini-dust3r==0.1.2 beartype einops roma`, install what else it says is "
+            "missing, or benchmark with --no-peer",
         ) from error
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     peer = AsymmetricCroCo3DStereo(**official_arguments(network.config))  # pyright: ignore[reportArgumentType]
     peer.load_state_dict(official_state_dict(network), strict=True)
     return peer.to(network.device).eval()

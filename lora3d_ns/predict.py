@@ -3,6 +3,7 @@
 Results are streamed to host memory, so that the N^2 point maps of a complete graph never sit on the accelerator.
 """
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ class PredictionSettings:
     """How the network is run.
 
     Attributes:
-        precision: Of matrix products and convolutions. `auto` is float32 on the CPU and bfloat16 on CUDA. The last
+        precision: Of matrix products and convolutions. `auto` is bfloat16 on GPUs that have it, else float32. The last
             regression, points and confidences are float32 always.
         batch_size: Pairs decoded at once; None chooses by shape and free memory. Halved when memory runs out.
         storage: Of the results in host memory. float16 halves it; pairs that float16 cannot hold stay float32.
@@ -150,11 +151,24 @@ def encode_views(
     return tuple(encodings[view] for view in range(len(views)))
 
 
-def autocast_of(network: PairNetwork, precision: Precision) -> torch.autocast:
-    """Mixed precision for a network where it is; `auto` is bfloat16 on CUDA, and none on the CPU."""
+@contextlib.contextmanager
+def autocast_of(network: PairNetwork, precision: Precision) -> Iterator[None]:
+    """Mixed precision for a network where it is; `auto` is bfloat16 on a GPU that has it, and none elsewhere.
+
+    GPUs before Ampere only emulate bfloat16, slower than float32. Later ones round the convolutions of `float32` to
+    TF32 unless they are told not to; who asks for float32 wants the CPU's numbers.
+    """
+    on_cuda = network.device.type == "cuda"
     if precision == "auto":
-        precision = "bfloat16" if network.device.type == "cuda" else "float32"
-    return torch.autocast(network.device.type, dtype=_DTYPES[precision], enabled=precision != "float32")
+        precision = "bfloat16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    rounded = torch.backends.cudnn.allow_tf32
+    try:
+        if on_cuda and precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast(network.device.type, dtype=_DTYPES[precision], enabled=precision != "float32"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def image_features(encodings: Sequence[Encoding]) -> Float32[Tensor, "views channels"]:

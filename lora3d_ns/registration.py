@@ -60,7 +60,8 @@ def registered_cameras(
     )
     if settings.arm == "pretrained":
         alignment = dataclasses.replace(alignment, objective="plain", matches="off")
-    found = align(_with_known_cameras(views, kept, made), predictions, alignment).cameras
+    known = _with_known_cameras(views, kept, made)
+    found = align(known, predictions, alignment, device=network.device).cameras
     # What was held fixed has gone through network pixels and back: the scene's own, to the last bit.
     K, T_world_camera = found.K.clone(), found.T_world_camera.clone()
     K[kept], T_world_camera[kept] = made.scene.cameras.K.to(K), made.scene.cameras.T_world_camera.to(T_world_camera)

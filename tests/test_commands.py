@@ -152,7 +152,7 @@ def test_a_refused_adapter_is_not_written_unless_asked_for(
 ) -> None:
     nothing = Consistency(label_error=None, order_error=None, match_error=None, matches=0)
     refusal = GateDecision(accepted=False, reason="it was told to", before=nothing, after=nothing)
-    monkeypatch.setattr("lora3d_ns.stages.stages.decide", lambda *_args: refusal)
+    monkeypatch.setattr("lora3d_ns.stages.stages.decide", lambda *_args, **_options: refusal)
     output = calibrated / "refused"
     with pytest.raises(SystemExit) as stopped:
         main(["calibrate", str(photos), "-o", str(output), *QUICK])

@@ -24,7 +24,7 @@ class FineTuneSettings:
         share_encodings: Whether a step keeps both orders of a pair together and encodes each image once.
         held_out_share: Share of the pairs that are kept back to see when to stop, and for the gate.
         patience: Epochs without a gain on the pairs held out after which training ends; the best epoch counts.
-        precision: Of matrix products; `auto` is bfloat16 on CUDA and float32 on the CPU.
+        precision: Of matrix products; `auto` is bfloat16 on GPUs that have it, else float32.
         recompute_activations: Whether activations are computed again for the gradient instead of kept; `auto` does so
             where memory would not suffice, or runs out.
         seed: Of the adapter's first matrices, of the order of the pairs and of which are held out.

@@ -2,11 +2,13 @@
 
 Three things are measured on the pairs held out from fine-tuning, before and after, each as a share of the pair's mean
 distance: how far the predictions lie from the labels, how far the two orders of a pair lie from each other, and how far
-the two 3D points of matched pixels do. The last two know nothing of the labels, so wrong labels do not please them.
+the two 3D points of matched pixels do. The last two know nothing of the labels, so wrong labels do not please them. But
+the orders of a pair can agree on what is wrong: where the matches of the pairs held out are too few to be asked, every
+photo has to be matched with others, for only then has image evidence had a say in all labels.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,16 +35,20 @@ class GateSettings:
         most_order_error: The same of the disagreement of the two orders. It counts only where matches do not: a network
             that was trained to be alike in both orders may have to give some of that up for better maps.
         least_matches: See above.
+        least_of_photo: Where matches do not count: matches that every photo must have with all others together. On few
+            photos with little overlap, labels of cameras that no match has confirmed are often worse than what the
+            network says by itself.
     """
 
     most_label_error: float = 1.0
     most_order_error: float = 2.2
     most_match_error: float = 2.2
     least_matches: int = 50
+    least_of_photo: int = 20
 
     def __post_init__(self) -> None:
         limits = (self.most_label_error, self.most_order_error, self.most_match_error)
-        if not all(limit > 0 for limit in limits) or self.least_matches < 0:
+        if not all(limit > 0 for limit in limits) or min(self.least_matches, self.least_of_photo) < 0:
             raise SettingsError(f"limits of the gate {limits}", way_out="Use positive ratios; 1 asks for no loss")
 
 
@@ -122,8 +128,32 @@ def label_error(predictions: PairPredictions, labels: PseudoLabels) -> float | N
     return sum(errors) / len(errors) if errors else None
 
 
-def decide(before: Consistency, after: Consistency, settings: GateSettings | None = None) -> GateDecision:
-    """Whether the pairs held out are the better for the adapter."""
+def least_matched_photo(names: Sequence[str], matches: Matches | None) -> tuple[str, int] | None:
+    """The photo with the fewest matches with all others together, and how many; None where matches are not used."""
+    if matches is None:
+        return None
+    counts = [0] * len(names)
+    for pair, found in matches.pairs.items():
+        for view in pair:
+            counts[view] += len(found)
+    fewest = min(range(len(names)), key=counts.__getitem__)
+    return names[fewest], counts[fewest]
+
+
+def decide(
+    before: Consistency,
+    after: Consistency,
+    settings: GateSettings | None = None,
+    *,
+    least_matched: tuple[str, int] | None = None,
+) -> GateDecision:
+    """Whether the pairs held out are the better for the adapter.
+
+    Args:
+        before, after: How well they agree without and with it.
+        settings: Limits.
+        least_matched: What `least_matched_photo` says.
+    """
     settings = settings or GateSettings()
     compared = [("distance from the labels", before.label_error, after.label_error, settings.most_label_error)]
     if before.matches >= settings.least_matches:
@@ -145,6 +175,14 @@ def decide(before: Consistency, after: Consistency, settings: GateSettings | Non
         return GateDecision(
             accepted=False, reason="no pair was held out, so nothing speaks for it", before=before, after=after
         )
+    if before.matches < settings.least_matches and least_matched is not None:
+        name, count = least_matched
+        if count < settings.least_of_photo:
+            refused.append(
+                f"they have {before.matches} matches (it takes {settings.least_matches} to ask these), and {name} has "
+                f"{count} with all other photos (at least {settings.least_of_photo}), so nothing but the network "
+                "vouches for the labels; photos that overlap more would"
+            )
     reason = "held-out pairs: " + ", ".join(refused or said)
     return GateDecision(accepted=not refused, reason=reason, before=before, after=after)
 

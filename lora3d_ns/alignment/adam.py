@@ -136,12 +136,13 @@ def _stepped(state: AlignmentState, free: Tensor, freedom: Freedom, length: floa
 
 
 def _distances(block, state: AlignmentState, log: Tensor, smoothing: float) -> Tensor:
-    view, at = block.view, block.edges.cpu()
+    view, at, device = block.view, block.edges.cpu(), block.points.device
     R, c = state.T_world_camera[view, :3, :3], state.T_world_camera[view, :3, 3]
     edge = state.world_from_edge
-    A = (R.mT @ (edge.scale[at, None, None] * edge.rotation[at])).float()
-    b = ((edge.translation[at] - c) @ R).float()
-    slopes = (block.pixels - state.principal_point_px[view, :, None].float()) / state.focal_px[view, :, None].float()
+    A = (R.mT @ (edge.scale[at, None, None] * edge.rotation[at])).float().to(device)
+    b = ((edge.translation[at] - c) @ R).float().to(device)
+    centre, focal = (values[view, :, None].float().to(device) for values in (state.principal_point_px, state.focal_px))
+    slopes = (block.pixels - centre) / focal
     rays = torch.cat([slopes, torch.ones_like(slopes[:1])])
     x = log.exp() * rays / rays.norm(dim=0)
     e = torch.baddbmm(b[:, :, None], A, block.points) - x

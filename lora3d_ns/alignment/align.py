@@ -98,7 +98,7 @@ def align(
     check_distances(settings.known_distances, views, known_poses(views))
     given = matches
     if matches is None and settings.matches == "auto":
-        matches = match_views(views, predictions)
+        matches = match_views(views, predictions, show_progress=settings.show_progress)
     beginning = _begin(views, predictions, settings, matches, device or torch.device("cpu"))
     problem = beginning.problem
     kept = None if checkpoint is None else AlignmentCheckpoint(checkpoint, views, predictions, settings, given)

@@ -5,7 +5,9 @@ maps say to look (`lora3d_ns.alignment.guided_matches`). What does not fit one r
 dropped. Nothing here is random.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +31,7 @@ from lora3d_ns.conventions import PixelAffine
 from lora3d_ns.errors import InvalidDataError, SettingsError
 from lora3d_ns.geometry.camera import focal_from_points
 from lora3d_ns.photos.decoding import load_source_image
+from lora3d_ns.progress import progress_bar
 from lora3d_ns.types import PairPrediction, PairPredictions, Views
 
 
@@ -100,13 +103,22 @@ class Matches:
                 raise InvalidDataError(f"matches of ({i}, {j})", way_out="Give each pair once, the smaller view first")
 
 
-def match_views(views: Views, predictions: PairPredictions, settings: MatchSettings | None = None) -> Matches:
+def match_views(
+    views: Views,
+    predictions: PairPredictions,
+    settings: MatchSettings | None = None,
+    *,
+    show_progress: bool = True,
+) -> Matches:
     """Matches of every pair of the graph, verified.
+
+    Pairs are matched side by side, each in one thread, as many as torch uses; their number does not change the result.
 
     Args:
         views: Photos; read again at their own resolution where they are files.
         predictions: Point maps of the pairs to be matched.
         settings: How.
+        show_progress: Whether to draw a bar.
 
     Raises:
         InvalidDataError: The predictions belong to other views.
@@ -119,14 +131,12 @@ def match_views(views: Views, predictions: PairPredictions, settings: MatchSetti
             way_out="Predict with these views",
         )
     maps = {edge: pair.to(torch.float32) for edge, pair in zip(predictions.graph.edges, predictions.pairs, strict=True)}
-    K_network = _intrinsics(views, maps)
-    features = [_sift_features(views, view, settings) for view in range(len(views))] if settings.sift else None
-    noise = [noise_share(image) for image in views.images]
-    levels = [(level, _prepared(views, level, noise)) for level in settings.guided]
-    pairs, candidate_counts, verified_counts = {}, {}, {}
-    for i, j in sorted({(min(edge), max(edge)) for edge in maps}):
-        K = (K_network[i], K_network[j])
-        sift = None if features is None else _match_features(features[i], features[j], settings.ratio)
+    everything = range(len(views))
+    chosen = sorted({(min(edge), max(edge)) for edge in maps})
+
+    def matched(pair: tuple[int, int]) -> Verified:
+        i, j = pair
+        sift = None if not settings.sift else _match_features(features[i], features[j], settings.ratio)
         flows = (predicted_flow(maps[j, i]), predicted_flow(maps[i, j])) if {(i, j), (j, i)} <= set(maps) else None
         photos = []
         for level, prepared in levels:
@@ -134,19 +144,49 @@ def match_views(views: Views, predictions: PairPredictions, settings: MatchSetti
             if first is not None and second is not None:
                 photos.append((level, first, second))
         refined = views.source_from_network[j].scale_x < 2.0
-        verified = _match_pair(sift, flows, photos, K, settings, refined)
-        candidate_counts[i, j], verified_counts[i, j] = verified.candidates, len(verified.inliers)
-        if len(verified.inliers) >= settings.least_matches:
-            pairs[i, j] = verified.inliers
+        return _match_pair(sift, flows, photos, (K_network[i], K_network[j]), settings, refined)
+
+    pairs, candidate_counts, verified_counts = {}, {}, {}
+    steps = len(chosen) + (len(views) if settings.sift else 0)
+    with progress_bar("Matching photos", steps, shown=show_progress) as advance, _one_thread_each() as pool:
+        K_network = list(pool.map(lambda view: _intrinsics(views, view, maps), everything))
+        noise = list(pool.map(noise_share, views.images))
+        levels = [
+            (level, list(pool.map(lambda view, level=level: _prepared(views, view, level, noise), everything)))
+            for level in settings.guided
+        ]
+        features: list[_Features] = []
+        if settings.sift:
+            for found in pool.map(lambda view: _sift_features(views, view, settings), everything):
+                features.append(found)
+                advance(1)
+        for pair, verified in zip(chosen, pool.map(matched, chosen), strict=True):
+            candidate_counts[pair], verified_counts[pair] = verified.candidates, len(verified.inliers)
+            if len(verified.inliers) >= settings.least_matches:
+                pairs[pair] = verified.inliers
+            advance(1)
     return Matches(pairs=pairs, candidates=candidate_counts, verified=verified_counts)
 
 
-def _prepared(views: Views, level: GuidedSettings, noise: Sequence[float]) -> list[SearchedPhoto | None]:
-    """The photos as a search wants them; None for those that are too clear for it."""
-    return [
-        prepare_photo(image, mask, level) if share >= level.least_noise else None
-        for image, mask, share in zip(views.images, views.masks, noise, strict=True)
-    ]
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch uses, in each of which its operations use one."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
+    try:
+        yield pool
+    finally:
+        # What has not begun is not begun any more, after an error or an interruption.
+        pool.shutdown(cancel_futures=True)
+        # New threads would take over what the last ones set.
+        torch.set_num_threads(threads)
+
+
+def _prepared(views: Views, view: int, level: GuidedSettings, noise: Sequence[float]) -> SearchedPhoto | None:
+    """A photo as a search wants it; None if it is too clear for it."""
+    if noise[view] < level.least_noise:
+        return None
+    return prepare_photo(views.images[view], views.masks[view], level)
 
 
 def _match_pair(
@@ -227,25 +267,18 @@ def _joined(found: list[tuple[Tensor, Tensor]]) -> PairMatches:
     return PairMatches(pixels_first=first[new], pixels_second=second[new])
 
 
-def _intrinsics(views: Views, maps: Mapping[tuple[int, int], PairPrediction]) -> list[Tensor]:
-    """Intrinsics in network pixels: those that are known, else the median focal length of the view's own point maps."""
-    intrinsics = []
-    for view, (height, width) in enumerate(views.shapes):
-        known = views.known_K[view]
-        if known is not None:
-            intrinsics.append(views.source_from_network[view].K_network_from_source(known).double())
-            continue
-        focals = [
-            focal_from_points(pair.points_first, pair.confidence_first + 1e-6)
-            for (i, _), pair in maps.items()
-            if i == view
-        ]
-        usable = [float(focal) for focal in focals if bool(torch.isfinite(focal)) and float(focal) > 0]
-        focal = float(np.median(usable)) if usable else 1.2 * max(height, width)
-        intrinsics.append(
-            torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)
-        )
-    return intrinsics
+def _intrinsics(views: Views, view: int, maps: Mapping[tuple[int, int], PairPrediction]) -> Tensor:
+    """Intrinsics in network pixels: what is known, else the median focal length of the view's own point maps."""
+    height, width = views.shapes[view]
+    known = views.known_K[view]
+    if known is not None:
+        return views.source_from_network[view].K_network_from_source(known).double()
+    focals = [
+        focal_from_points(pair.points_first, pair.confidence_first + 1e-6) for (i, _), pair in maps.items() if i == view
+    ]
+    usable = [float(focal) for focal in focals if bool(torch.isfinite(focal)) and float(focal) > 0]
+    focal = float(np.median(usable)) if usable else 1.2 * max(height, width)
+    return torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
 # --- SIFT ---------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ _USUAL_PIXELS = 64
 """Pixels of a view that say what distance is usual."""
 _CHUNK_NUMBERS = 2**19
 """Floats of one point array handled at once, so that the arrays of a chunk stay in the processor's caches."""
+_CUDA_CHUNK_NUMBERS = 2**24
+"""The same on a GPU, which wants few and large operations: 64 MiB an array."""
 _SLIDE = 4
 """What moves an observation along its ray: a translation (3) and the growth of the edge."""
 
@@ -107,7 +109,7 @@ def pass_over_view(
     rays = rays / rays.norm(dim=0)
 
     count, pixel_count = observations.confidence.shape
-    chunk = max(256, _CHUNK_NUMBERS // (3 * max(count, 1)))
+    chunk = chunk_pixels(count, device)
     nearest = _NEAREST_SHARE * _usual_distance(observations.points, A, b, rays)
     totals = _Totals(count, device)
     new_distances = torch.empty(pixel_count, device=device)
@@ -150,6 +152,12 @@ def pass_over_view(
         block=None if system_centre is None else totals.block(observations, state, system_centre),
         residual=residual,
     )
+
+
+def chunk_pixels(observations: int, device: torch.device) -> int:
+    """How many pixels of a view are handled at once."""
+    numbers = _CUDA_CHUNK_NUMBERS if device.type == "cuda" else _CHUNK_NUMBERS
+    return max(256, numbers // (3 * max(observations, 1)))
 
 
 def _usual_distance(points: Tensor, A: Tensor, b: Tensor, rays: Tensor) -> Tensor:

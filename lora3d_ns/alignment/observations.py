@@ -16,7 +16,8 @@ from lora3d_ns.conventions import pixel_centres
 from lora3d_ns.types import PairPredictions, Views
 
 _KEPT_BYTES = 2**31
-"""Blocks are kept between passes while all together need less."""
+"""Blocks are kept between passes while all together need less; on a GPU, less than a share of what is free there."""
+_KEPT_SHARE = 0.4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +94,7 @@ class ObservationGrid:
             len(roles) * len(self.rows(view)) * len(self.columns(view)) for view, roles in enumerate(self._roles)
         )
         self.observation_count = samples
-        self._kept: dict[int, ViewObservations] | None = {} if 16 * samples < _KEPT_BYTES else None
+        self._kept: dict[int, ViewObservations] | None = {} if 16 * samples < _kept_bytes(self.device) else None
 
     def __len__(self) -> int:
         """Number of views."""
@@ -166,6 +167,13 @@ class ObservationGrid:
         if mask is not None:
             confidence *= mask[rows, columns].reshape(-1)
         return confidence.to(self.device)
+
+
+def _kept_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _KEPT_BYTES
+    # What is not kept is moved there anew in every pass.
+    return int(_KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
 
 
 def stride_for(views: Views, pixels_per_view: int) -> int:

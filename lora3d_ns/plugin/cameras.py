@@ -69,8 +69,9 @@ class SceneCameraOptimizer(CameraOptimizer):
         """How far the cameras have moved: share of the scene's depth, and degrees."""
         if self.config.mode != "off":
             moved = self.pose_adjustment.detach()
-            metrics_dict["camera_opt_translation_mean"] = float(moved[:, :3].norm(dim=-1).mean())
-            metrics_dict["camera_opt_rotation_mean_deg"] = float(torch.rad2deg(moved[:, 3:].norm(dim=-1).mean()))
+            # Tensors: most steps' are never looked at, and a number would have to wait for the GPU.
+            metrics_dict["camera_opt_translation_mean"] = moved[:, :3].norm(dim=-1).mean()
+            metrics_dict["camera_opt_rotation_mean_deg"] = torch.rad2deg(moved[:, 3:].norm(dim=-1).mean())
 
 
 def T_camera_world_of(camera_to_worlds: Float[Tensor, "1 3 4"]) -> Float[Tensor, "4 4"]:

@@ -17,6 +17,9 @@ _PATIENCE_S = 10.0
 _ssim = SSIM(data_range=1.0, size_average=True, channel=3)
 
 
+_LEAST_SHARE = 1e-12
+
+
 def masked_loss(
     rendered: Float[Tensor, "height width 3"],
     image: Float[Tensor, "height width 3"],
@@ -29,12 +32,11 @@ def masked_loss(
     Masked pixels of the rendering are replaced by the photo's, so that windows of SSIM which reach into the mask find
     no difference there; both terms are then means over the rest.
     """
-    share = 1.0
+    share = torch.ones((), device=rendered.device)
     if mask is not None:
         rendered = torch.where(mask, rendered, image)
-        share = float(mask.float().mean())
-        if share == 0.0:
-            return rendered.sum() * 0.0
+        # With nothing left both terms are nought, and so are their gradients. No branch: it would wait for the GPU.
+        share = mask.float().mean().clamp_min(_LEAST_SHARE)
     l1 = (rendered - image).abs().mean()
     dissimilarity = 1.0 - structural_similarity(rendered, image)
     return ((1.0 - ssim_share) * l1 + ssim_share * dissimilarity) / share

@@ -111,6 +111,13 @@ class Lora3dSplatModel(SplatfactoModel):
             scene_scale=float(self.unit) if self.config.length_unit is None else self.config.length_unit
         )
         self._rasterization: Any = None
+        self._known_unit: float | None = None
+
+    def _unit_length(self) -> float:
+        """`unit` as a number, read once: each reading would wait for the GPU."""
+        if self._known_unit is None:
+            self._known_unit = float(self.unit)
+        return self._known_unit
 
     # --- seeds --------------------------------------------------------------------------------------
 
@@ -196,6 +203,7 @@ class Lora3dSplatModel(SplatfactoModel):
         Splatfacto makes new parameters here, so that a resumed training moves none of them.
         """
         self.step = 30_000
+        self._known_unit = None
         count = len(dict["gauss_params.means"])
         for parameter in self.gauss_params.values():
             parameter.data = torch.zeros((count, *parameter.shape[1:]), device=self.device)
@@ -208,7 +216,7 @@ class Lora3dSplatModel(SplatfactoModel):
         super().step_cb(optimizers, step)
         means, cameras = (optimizers.optimizers.get(name) for name in ("means", "camera_opt"))
         if isinstance(means, self._scaled):
-            pixel = float(self.unit) / self.focal_px
+            pixel = self._unit_length() / self.focal_px
             means.unit = pixel if self.config.length_unit is None else self.config.length_unit
             if self._rates is not None and len(self._rates) == self.num_points:
                 means.set_rates(self.gauss_params["means"], self._rates)
@@ -287,7 +295,7 @@ class Lora3dSplatModel(SplatfactoModel):
             width=width,
             height=height,
             packed=False,
-            near_plane=0.01 * float(self.unit),
+            near_plane=0.01 * self._unit_length(),
             far_plane=1e10,
             render_mode="RGB+ED" if with_depth else "RGB",
             sh_degree=degree,

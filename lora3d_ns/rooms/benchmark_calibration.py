@@ -251,7 +251,7 @@ def run_calibration_benchmark(
                 predictions = predict_pairs(photos.views, graph, network, PredictionSettings(show_progress=False))
                 matches: Matches | None = None
                 if not {*_MATCHED, "bundle_adjustment"}.isdisjoint(settings.variants):
-                    matches = match_views(photos.views, predictions)
+                    matches = match_views(photos.views, predictions, show_progress=False)
                 point_maps: AlignedScene | None = None
                 for variant in settings.variants:
                     row: dict[str, object] = {"scene": scene.name, "domain": domain, "variant": variant}

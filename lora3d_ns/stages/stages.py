@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora3d_ns import __version__
 from lora3d_ns.adapter.finetune import FineTuned, finetune
-from lora3d_ns.adapter.gate import Consistency, GateDecision, consistency, decide, label_error
+from lora3d_ns.adapter.gate import Consistency, GateDecision, consistency, decide, label_error, least_matched_photo
 from lora3d_ns.adapter.lora import Adapter, with_adapter
 from lora3d_ns.alignment.align import align
 from lora3d_ns.alignment.matches import Matches, match_views
@@ -96,7 +96,7 @@ class Stages:
                 "match",
                 self._key("match", self.views, key),
                 dict,
-                lambda: packed_matches(match_views(self.views, predictions)),
+                lambda: packed_matches(match_views(self.views, predictions, show_progress=alignment.show_progress)),
             )
             matches = unpacked_matches(packed)
         aligned_key = self._key("align", self.views, alignment, key)
@@ -104,7 +104,14 @@ class Stages:
         def compute() -> AlignedScene:
             folder = self.cache.folder("align", aligned_key)
             checkpoint = None if folder is None else folder / "solver.pt"
-            return align(self.views, predictions, alignment, matches=matches, checkpoint=checkpoint)
+            return align(
+                self.views,
+                predictions,
+                alignment,
+                matches=matches,
+                checkpoint=checkpoint,
+                device=self.network.device,
+            )
 
         aligned = self._stage("align", aligned_key, AlignedScene, compute)
         stereo = self.settings.stereo
@@ -199,7 +206,8 @@ class Stages:
                     self._predicted(adapter, graph, silent=True) for adapter in (used_before, tuned.adapter)
                 )
             )
-            decision = decide(before, after, self.settings.gate)
+            least_matched = least_matched_photo(self.views.names, understood.matches)
+            decision = decide(before, after, self.settings.gate, least_matched=least_matched)
             if tuned.best_epoch == 0:
                 reason = "no epoch brought the pairs held out nearer to their labels"
                 return dataclasses.replace(decision, accepted=False, reason=reason)

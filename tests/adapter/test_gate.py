@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from lora3d_ns.adapter.gate import Consistency, GateSettings, consistency, decide, label_error
+from lora3d_ns.adapter.gate import (
+    Consistency,
+    GateSettings,
+    consistency,
+    decide,
+    label_error,
+    least_matched_photo,
+)
 from lora3d_ns.alignment.matches import Matches
 from lora3d_ns.alignment.verification import PairMatches
 from lora3d_ns.errors import SettingsError
@@ -130,6 +137,32 @@ def test_few_matches_have_no_say_and_missing_measures_neither() -> None:
     refused = decide(nothing, nothing)
     assert not refused.accepted
     assert "no pair was held out" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("held_out_matches", "of_photo", "accepted"), [(0, 19, False), (0, 20, True), (49, 0, False), (50, 0, True)]
+)
+def test_where_matches_cannot_be_asked_every_photo_must_have_some(
+    held_out_matches: int, of_photo: int, accepted: bool
+) -> None:
+    before = dataclasses.replace(GOOD, matches=held_out_matches)
+    after = dataclasses.replace(before, label_error=0.05)
+    decision = decide(before, after, least_matched=("left.jpg", of_photo))
+    assert decision.accepted is accepted
+    assert ("left.jpg has" in decision.reason) is not accepted
+    # Nothing is asked of matches where they are not used.
+    assert decide(before, after).accepted
+
+
+def test_the_least_matched_photo_is_found() -> None:
+    def some(count: int) -> PairMatches:
+        pixels = torch.rand(count, 2, dtype=torch.float64)
+        return PairMatches(pixels_first=pixels, pixels_second=pixels)
+
+    matches = Matches(pairs={(0, 1): some(30), (1, 2): some(12), (0, 3): some(15)})
+    assert least_matched_photo(("a", "b", "c", "d"), matches) == ("c", 12)
+    assert least_matched_photo(("a", "b", "c", "d", "e"), matches) == ("e", 0)
+    assert least_matched_photo(("a", "b"), None) is None
 
 
 def test_limits_must_be_positive() -> None:

@@ -401,6 +401,23 @@ def test_the_same_bits_twice(room: RoomPhotos) -> None:
     assert torch.equal(runs[0].pairs[0, 1].pixels_second, runs[1].pairs[0, 1].pixels_second)
 
 
+def test_the_number_of_threads_changes_nothing(room: RoomPhotos) -> None:
+    chosen = [0, 1, 2]
+    views, predictions = room.views.select(chosen), true_predictions(room, chosen)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(match_views(views, predictions, show_progress=False))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert runs[0].pairs.keys() == runs[1].pairs.keys() != set()
+    for pair, found in runs[0].pairs.items():
+        assert torch.equal(found.pixels_first, runs[1].pairs[pair].pixels_first)
+        assert torch.equal(found.pixels_second, runs[1].pairs[pair].pixels_second)
+
+
 def test_known_intrinsics_judge_the_matches(room: RoomPhotos, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[torch.Tensor, torch.Tensor]] = []
 

@@ -295,7 +295,7 @@ def test_the_method_is_registered() -> None:
     assert "lora3d" in all_dataparsers
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 40])
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, pytest.param(40, marks=pytest.mark.slow)])
 def test_any_number_of_photos_trains_and_evaluates(
     count: int, train: Train, photos_and_scene: Callable[..., tuple[Path, PhotoScene]], tmp_path: Path
 ) -> None:

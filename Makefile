@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench lock clean
+.PHONY: demo test test-all lint format bench gpu-check gpu-wheels lock clean
 
 demo: $(READY)
 	$(BIN)/lora3d demo
@@ -29,6 +29,20 @@ bench: $(READY)
 	$(BIN)/lora3d benchmark rooms
 	$(BIN)/lora3d benchmark memory
 	$(BIN)/lora3d benchmark inference
+
+# The CUDA path proved and measured, see docs/gpu.md.
+gpu-check: $(READY)
+	$(BIN)/lora3d benchmark gpu --json outputs/gpu.json --folder outputs/gpu
+
+# For a machine with a GPU and without registries.
+WHEELS := .wheels
+gpu-wheels: requirements/gpu.txt
+	rm -rf $(WHEELS)
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version 3.12 --implementation cp \
+		$(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform $(tag)_x86_64) \
+		--dest $(WHEELS) --requirement requirements/gpu.txt
+	@du -shc $(WHEELS)/*.whl | tail -n 1
 
 lock: $(READY)
 	$(UV) pip compile -q --universal --python-version 3.10 --no-annotate --no-header --no-emit-index-url \

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
+from lora3d_ns.cli_benchmarks_gpu import BenchmarkGpu
 from lora3d_ns.cli_benchmarks_speed import (
     BenchmarkAlignment,
     BenchmarkFinetune,
@@ -248,4 +249,5 @@ Benchmark = (
     | Annotated[BenchmarkRooms, subcommand("rooms", prefix_name=False)]
     | Annotated[BenchmarkAblations, subcommand("ablations", prefix_name=False)]
     | Annotated[BenchmarkSplats, subcommand("splats", prefix_name=False)]
+    | Annotated[BenchmarkGpu, subcommand("gpu", prefix_name=False)]
 )

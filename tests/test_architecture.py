@@ -54,6 +54,7 @@ ORDER = [
     "benchmark_alignment",
     "benchmark_finetune",
     "benchmark_rasterizer",
+    "doctor",
     "gpu_check",
     "cli_parsing",
     "cli_config",
@@ -65,7 +66,6 @@ ORDER = [
     "cli_photos",
     "cli_export",
     "cli_look",
-    "doctor",
     "cli",
 ]
 """Reading order: a module may import what stands above it."""

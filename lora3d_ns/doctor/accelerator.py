@@ -143,15 +143,13 @@ def gsplat(machine: Machine, torch: Torch) -> Finding:
         )
     jobs = build_jobs(machine.cores(), machine.memory().available)
     minutes = math.ceil(_BUILD_FILES / jobs) * _JOB_MINUTES
-    capability = ".".join(map(str, torch.gpus[0].capability))
     chosen = machine.environment("MAX_JOBS")
     return finding(
         status="limited",
         detail=f"not compiled yet: its first use compiles {_BUILD_FILES} files into {machine.gsplat_folder()}, about "
         f"{minutes:.0f} minutes with {jobs} jobs of 4 GiB; with MAX_JOBS unset gsplat starts 10"
         f"{'' if chosen is None else f' (MAX_JOBS={chosen} now)'}",
-        fix=f"Compile it beforehand: MAX_JOBS={jobs} TORCH_CUDA_ARCH_LIST={capability} python -c 'from "
-        "gsplat.cuda._backend import _C'",
+        fix=f"Compile it beforehand: MAX_JOBS={jobs} python -c 'from gsplat.cuda._backend import _C'",
     )
 
 

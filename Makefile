@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench gpu-check gpu-wheels lock clean
+.PHONY: demo test test-all lint format bench gpu-check gpu-wheels system-packages lock clean
 
 demo: $(READY)
 	$(BIN)/lora3d demo
@@ -19,6 +19,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# What some tests look with and pip cannot install: a browser, and what open3d (nerfstudio's ns-export) is linked with.
+# Without them those tests are skipped, each with a word. `make test` leaves the system as it is.
+system-packages:
+	@if command -v chromium > /dev/null && ldconfig -p | grep -q libusb-1.0; then echo "system packages are there"; \
+	elif command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
+			chromium libusb-1.0-0; \
+	else echo "no apt-get here: install Chromium and libusb 1.0 by hand"; fi
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -3,7 +3,7 @@
     page = screenshot("http://localhost:7007", Path("page.png"), wait_s=20, until=lambda pixels: pixels.std() > 10)
     assert page.errors == ()
 
-It drives the system's Chromium (`apt-get install chromium`); no browser is downloaded. Requests to other hosts are
+It drives the system's Chromium (`make system-packages`); no browser is downloaded. Requests to other hosts are
 refused and listed.
 """
 
@@ -74,7 +74,7 @@ def require_chromium() -> str:
     pytest.importorskip("playwright.sync_api")
     program = chromium()
     if program is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+        pytest.skip("no Chromium on this machine (make system-packages)")
     return program
 
 

@@ -13,6 +13,7 @@ from export.export_samples import NAMES, VIEWS, made, write_photos
 from PIL import Image
 from plyfile import PlyData
 from reference.colmap_model import NO_POINT, read_cameras, read_images, read_points
+from system_packages import require_open3d
 
 from lora3d_ns.cli import main
 from lora3d_ns.conventions import opencv_from_opengl
@@ -214,6 +215,7 @@ def test_bundle_adjustment_runs_on_the_model_and_lowers_its_error(tmp_path: Path
 
 
 def test_nerfstudios_own_dataparser_reads_the_same_cameras(photos: Path, tmp_path: Path) -> None:
+    require_open3d()
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
     scene = made()

@@ -27,10 +27,11 @@ import tyro
 from browser import VISER_SAYS_ALWAYS, require_chromium, screenshot
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
-from nerfstudio.scripts import exporter, render
+from nerfstudio.scripts import render
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from plyfile import PlyData
+from system_packages import ns_export
 from test_browser import free_port
 
 import lora3d_ns.photo_scene as photo_scene_module
@@ -282,7 +283,7 @@ def test_ns_export_writes_the_splats_where_the_scene_is(
     finished: Round, scene: PhotoScene, entry: Callable[..., None], tmp_path: Path
 ) -> None:
     entry(
-        exporter,
+        ns_export(),
         *("gaussian-splat", "--load-config", str(finished.config_file), "--output-dir", "export"),
     )
     vertices: Any = PlyData.read(str(tmp_path / "export" / "splat.ply"))["vertex"]
@@ -306,7 +307,7 @@ def test_ns_export_writes_the_splats_where_the_scene_is(
 
 
 def test_ns_export_writes_the_cameras_as_refined(finished: Round, entry: Callable[..., None], tmp_path: Path) -> None:
-    entry(exporter, "cameras", "--load-config", str(finished.config_file), "--output-dir", "export")
+    entry(ns_export(), "cameras", "--load-config", str(finished.config_file), "--output-dir", "export")
     refined = json.loads((finished.config_file.parent / "refined_cameras.json").read_text())["cameras"]
     exported = json.loads((tmp_path / "export" / "transforms_train.json").read_text())
     assert [Path(frame["file_path"]).name for frame in exported] == [camera["name"] for camera in refined]

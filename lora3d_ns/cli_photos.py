@@ -44,7 +44,7 @@ class MethodOptions:
     epochs: int | None = None
     """Times that every pair is learnt, at most; by default 10."""
     rounds: int = 1
-    """How often labels are made and learnt; a second round begins from what the first has made better."""
+    """How often labels are made and learnt; a second round goes on with what the first has made better."""
     seed: int = 0
     """Of everything random."""
 
@@ -172,4 +172,5 @@ def _print_calibration(calibration: "Calibration") -> None:
         f"Labels:   {float(coverage.mean()):.0%} of the pixels, {float(coverage.min()):.0%} in the least covered photo"
     )
     if gate is not None:
-        print(f"Gate:     {'accepted' if gate.accepted else 'REFUSED: going on without the adapter'}; {gate.reason}")
+        left = "without the adapter" if calibration.adapter is None else "with the round before"
+        print(f"Gate:     {'accepted' if gate.accepted else f'REFUSED: going on {left}'}; {gate.reason}")

@@ -41,7 +41,7 @@ class Calibration:
     """What learning from one scene came to.
 
     Attributes:
-        adapter: To be used from now on; None where the gate refused it.
+        adapter: To be used from now on, of the last round that the gate accepted; None where it accepted none.
         refused: The adapter that the gate refused in the last round, if it did.
         gate: Its decision in the last round; None for arms that learn from measurements.
         before: What the network made of the photos before.
@@ -149,7 +149,7 @@ def self_calibrate(
 
 
 def _calibrated(stages: Stages, measured: Measured | None) -> Calibration:
-    """Rounds of labels, learning and the gate; each round's adapter begins anew from better labels."""
+    """Rounds of labels, learning and the gate; each goes on from the adapter before, with better labels."""
     settings = stages.settings
     before = stages.understood(None)
     if settings.arm != "self_calibrated":
@@ -164,16 +164,19 @@ def _calibrated(stages: Stages, measured: Measured | None) -> Calibration:
             finetuned=tuned,
             seconds=dict(stages.seconds),
         )
-    accepted, current, number = None, before, 1
+    accepted, last, current, number = None, None, before, 1
     while True:
         labels = stages.pseudo_labels(current)
-        tuned = stages.finetuned(labels)
+        tuned = stages.finetuned(labels, last)
         decision = stages.decided(tuned, accepted, current, labels)
         if decision.accepted:
             accepted = tuned.adapter
+        elif accepted is not None:
+            stays = f"round {number} is left out, the adapter of the round before stays: {decision.reason}"
+            decision = dataclasses.replace(decision, reason=stays)
         if not decision.accepted or number == settings.rounds:
             break
-        current, number = stages.understood(accepted), number + 1
+        current, last, number = stages.understood(accepted), tuned, number + 1
     return Calibration(
         adapter=accepted,
         refused=None if decision.accepted else tuned.adapter,

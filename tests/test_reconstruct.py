@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lora3d_ns.stages.stages as stages_module
+from lora3d_ns.adapter.finetune import FineTuned, FineTuneSettings, finetune
 from lora3d_ns.adapter.gate import Consistency, GateDecision, GateSettings
 from lora3d_ns.adapter.lora import with_adapter
 from lora3d_ns.errors import AdapterBaseError, SettingsError, StorageFullError, TooFewLabelsError
@@ -33,7 +35,7 @@ from lora3d_ns.rooms.benchmark_scenes import BenchmarkScene, make_scene
 from lora3d_ns.scene_details import scene_details
 from lora3d_ns.scene_io.stage_cache import StageCache
 from lora3d_ns.scene_io.structures import write_result
-from lora3d_ns.types import Views
+from lora3d_ns.types import PseudoLabels, Views
 
 PHOTOS = 5
 
@@ -332,13 +334,22 @@ def test_rounds_go_on_from_the_adapter_before(
     views: Views, network: Dust3r, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     used: list[object] = []
+    learnt: list[tuple[FineTuneSettings, object]] = []
     nothing = Consistency(label_error=None, order_error=None, match_error=None, matches=0)
 
     def decided(_self: object, _tuned: object, used_before: object, *_rest: object) -> GateDecision:
         used.append(used_before)
         return GateDecision(accepted=len(used) == 1, reason="", before=nothing, after=nothing)
 
+    def learning(
+        views: Views, labels: PseudoLabels, network: Dust3r, settings: FineTuneSettings, **others: Any
+    ) -> FineTuned:
+        tuned = finetune(views, labels, network, settings, **others)
+        learnt.append((settings, others["begun_from"]))
+        return tuned
+
     monkeypatch.setattr(stages_module.Stages, "decided", decided)
+    monkeypatch.setattr(stages_module, "finetune", learning)
     settings = dataclasses.replace(quick(rounds=3), alignment=dataclasses.replace(quick().alignment, matches="off"))
     settings = dataclasses.replace(settings, finetune=dataclasses.replace(settings.finetune, epochs=1))
     calibration = self_calibrate(views, network, settings, base_name="rooms", cache=StageCache(tmp_path))
@@ -347,6 +358,16 @@ def test_rounds_go_on_from_the_adapter_before(
     assert used[0] is None
     assert calibration.adapter is used[1]
     assert calibration.refused is not None
+    assert calibration.gate is not None
+    assert calibration.gate.reason == "round 2 is left out, the adapter of the round before stays: "
+    # The second goes on from the first, with its pairs held out, and by the settings for that.
+    (first, begun_first), (second, begun_second) = learnt
+    assert (first, begun_first) == (settings.finetune, None)
+    assert second == settings.finetune.further()
+    assert isinstance(begun_second, FineTuned)
+    assert begun_second.adapter is used[1]
+    assert calibration.finetuned.held_out == begun_second.held_out
+    assert len(calibration.finetuned.held_out) > 0
 
 
 def test_too_few_labels_stop_before_learning(views: Views, network: Dust3r) -> None:

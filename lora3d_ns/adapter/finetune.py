@@ -20,7 +20,7 @@ from lora3d_ns.adapter.activation_memory import free_bytes, planned_memory
 from lora3d_ns.adapter.finetune_checkpoint import FineTuneState, read_state, write_state
 from lora3d_ns.adapter.finetune_settings import FineTuneSettings
 from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch
-from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of
+from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, begin_from
 from lora3d_ns.errors import FineTuningError, InsufficientMemoryError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
@@ -48,7 +48,7 @@ class FineTuned:
         held_out: The pairs that no step saw.
         held_out_errors: Mean normalised distance from the labels of those pairs, before any step and after each
             epoch; empty without held-out pairs.
-        best_epoch: Whose adapter it is; 0 is the network as it was.
+        best_epoch: Whose adapter it is; 0 is the network as it was, or the adapter that training went on from.
         rollbacks: How often a loss that was not finite took training back to the last good epoch.
         recomputed: Whether activations were computed again to save memory.
         seconds: Active time, over all runs if it was interrupted.
@@ -74,6 +74,7 @@ def finetune(
     base_fingerprint: str | None = None,
     provenance: dict[str, object] | None = None,
     checkpoint: Path | None = None,
+    begun_from: FineTuned | None = None,
 ) -> FineTuned:
     """Trains an adapter to predict the labels: `min over A, B of mean_p (C_p l_p - alpha log C_p)` (LoRA3D, Eq. 12).
 
@@ -90,16 +91,22 @@ def finetune(
         provenance: Plain values that the adapter shall remember.
         checkpoint: File in which training leaves its state; if it holds that of the same network, labels and settings,
             training goes on from there.
+        begun_from: What was learnt before, of the same network and photos: its matrices are where training begins, and
+            the pairs that it held out stay so. By default training begins with the network as it is.
 
     Raises:
+        AdapterError: `begun_from` is of other layers, rank or alpha than the settings.
         FineTuningError: The loss is not finite however small the steps.
         InsufficientMemoryError: Not even one pair fits into memory.
         InvalidDataError: The labels are of other photos.
     """
     settings = settings or FineTuneSettings()
     of_base = base_fingerprint or network_fingerprint(network)
-    run = _run(views, labels, adapted(network, settings.lora, seed=settings.seed), settings)
-    key = "" if checkpoint is None else _key(views, labels, settings, of_base)
+    learner = adapted(network, settings.lora, seed=settings.seed)
+    if begun_from is not None:
+        begin_from(learner, begun_from.adapter)
+    run = _run(views, labels, learner, settings, held_out=None if begun_from is None else begun_from.held_out)
+    key = "" if checkpoint is None else _key(views, labels, settings, of_base, begun_from)
     state = run.train(checkpoint, key=key)
     run.set_matrices(state.best)
     adapter = adapter_of(
@@ -148,7 +155,14 @@ def train_in_place(
     return tuple(state.held_out_errors)
 
 
-def _run(views: Views, labels: PseudoLabels, network: Dust3r, settings: FineTuneSettings) -> "_Run":
+def _run(
+    views: Views,
+    labels: PseudoLabels,
+    network: Dust3r,
+    settings: FineTuneSettings,
+    *,
+    held_out: Sequence[Edge] | None = None,
+) -> "_Run":
     lessons = Lessons(
         views,
         labels,
@@ -158,12 +172,28 @@ def _run(views: Views, labels: PseudoLabels, network: Dust3r, settings: FineTune
     )
     # Divided after those without a label are gone: what is left to learn must not be one of them.
     with_labels = PairGraph(view_count=len(views), edges=tuple(lessons.with_labels(labels.graph.edges)))
-    learning, held_out = split_pairs(with_labels, settings.held_out_share, settings.seed)
+    if held_out is None:
+        learning, held_out = split_pairs(with_labels, settings.held_out_share, settings.seed)
+    else:
+        # Drawn anew, some would be pairs that have been learnt already.
+        learning = [edge for edge in with_labels.edges if edge not in held_out]
+        held_out = [edge for edge in with_labels.edges if edge in held_out]
     return _Run(settings, lessons, network, learning, held_out)
 
 
-def _key(views: Views, labels: PseudoLabels, settings: FineTuneSettings, base_fingerprint: str) -> str:
-    return fingerprint("finetune", views.images, labels, settings, base_fingerprint)
+def _key(
+    views: Views,
+    labels: PseudoLabels,
+    settings: FineTuneSettings,
+    base_fingerprint: str,
+    begun_from: FineTuned | None,
+) -> str:
+    return fingerprint("finetune", views.images, labels, settings, base_fingerprint, beginning(begun_from))
+
+
+def beginning(begun_from: FineTuned | None) -> object:
+    """What of an earlier training decides about the one that goes on from it, for a fingerprint."""
+    return None if begun_from is None else (dict(begun_from.adapter.tensors), begun_from.held_out)
 
 
 class _Run:

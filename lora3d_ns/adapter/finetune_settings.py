@@ -17,6 +17,8 @@ class FineTuneSettings:
         epochs: Times that every pair is seen, at most.
         pairs_per_step: Ordered pairs of one step.
         learning_rate, final_learning_rate: Ends of the cosine.
+        further_epochs, further_learning_rate: The same of a round that goes on from an adapter: fewer and smaller steps
+            (BENCHMARKS.md).
         weight_decay: Of AdamW.
         confidence_alpha: Of Eq. 12.
         triplet_weight: Of a further term: pairs of a step that share their first photo agree on its points, where these
@@ -36,6 +38,8 @@ class FineTuneSettings:
     pairs_per_step: int = 6
     learning_rate: float = 3e-3
     final_learning_rate: float = 1e-5
+    further_epochs: int = 5
+    further_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     confidence_alpha: float = 0.2
     triplet_weight: float = 0.0
@@ -48,9 +52,10 @@ class FineTuneSettings:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.pairs_per_step < 1 or self.patience < 1:
+        if min(self.epochs, self.further_epochs, self.pairs_per_step, self.patience) < 1:
             raise SettingsError(
-                f"epochs {self.epochs}, pairs_per_step {self.pairs_per_step}, patience {self.patience}",
+                f"epochs {self.epochs}, further_epochs {self.further_epochs}, pairs_per_step {self.pairs_per_step}, "
+                f"patience {self.patience}",
                 way_out="Use 1 or more of each",
             )
         if not 0 < self.final_learning_rate <= self.learning_rate < math.inf:
@@ -58,6 +63,8 @@ class FineTuneSettings:
                 f"learning_rate {self.learning_rate}, final_learning_rate {self.final_learning_rate}",
                 way_out="Use positive numbers, the final one not above the first",
             )
+        if not 0 < self.further_learning_rate < math.inf:
+            raise SettingsError(f"further_learning_rate {self.further_learning_rate}", way_out="Use a positive number")
         if not 0 <= self.triplet_weight < math.inf:
             raise SettingsError(f"triplet_weight {self.triplet_weight}", way_out="Use 0 or a positive number")
         if not (0 <= self.weight_decay < 1 and self.confidence_alpha > 0 and 0 <= self.held_out_share <= 0.5):
@@ -66,6 +73,16 @@ class FineTuneSettings:
                 f"held_out_share {self.held_out_share}",
                 way_out="Use a decay of 0 to 1, a positive alpha, and a share of 0 to 0.5",
             )
+
+    def further(self) -> "FineTuneSettings":
+        """Those of a round that goes on from an adapter; never more epochs or larger steps than in the first."""
+        rate = min(self.learning_rate, self.further_learning_rate)
+        return replace(
+            self,
+            epochs=min(self.epochs, self.further_epochs),
+            learning_rate=rate,
+            final_learning_rate=min(rate, self.final_learning_rate),
+        )
 
     @classmethod
     def paper(cls, **changes: object) -> "FineTuneSettings":

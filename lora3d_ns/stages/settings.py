@@ -38,7 +38,8 @@ class ReconstructSettings:
         labels: What is believed enough to be learnt.
         finetune: How it is learnt.
         gate: When the result is accepted.
-        rounds: How often labels are made and learnt; each time from what the adapter before has made better.
+        rounds: How often labels are made and learnt; each time with labels that the adapter before has made better, and
+            on from that adapter.
         point_cutoff: View weight from which on a pixel is a point of the scene's cloud.
     """
 

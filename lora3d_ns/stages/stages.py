@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lora3d_ns import __version__
-from lora3d_ns.adapter.finetune import FineTuned, finetune
+from lora3d_ns.adapter.finetune import FineTuned, beginning, finetune
 from lora3d_ns.adapter.gate import Consistency, GateDecision, consistency, decide, label_error, least_matched_photo
 from lora3d_ns.adapter.lora import Adapter, with_adapter
 from lora3d_ns.alignment.align import align
@@ -169,10 +169,10 @@ class Stages:
             self.views, self.graph, T_world_camera=cameras.T_world_camera, K=cameras.K, depths=depths
         )
 
-    def finetuned(self, labels: PseudoLabels) -> FineTuned:
-        """An adapter that has learnt the labels."""
-        settings = self.settings.finetune
-        key = self._key("finetune", self.views.images, labels, settings)
+    def finetuned(self, labels: PseudoLabels, begun_from: FineTuned | None = None) -> FineTuned:
+        """An adapter that has learnt the labels, on from what was learnt before if that is given."""
+        settings = self.settings.finetune if begun_from is None else self.settings.finetune.further()
+        key = self._key("finetune", self.views.images, labels, settings, beginning(begun_from))
 
         def compute() -> dict[str, object]:
             folder = self.cache.folder("finetune", key)
@@ -185,6 +185,7 @@ class Stages:
                 base_fingerprint=self.base_fingerprint,
                 provenance={"arm": self.settings.arm, "photos": len(self.views), "version": __version__},
                 checkpoint=None if folder is None else folder / "training.pt",
+                begun_from=begun_from,
             )
             return packed_finetuned(tuned)
 

@@ -20,7 +20,7 @@ from lora3d_ns.adapter import finetune as finetune_module
 from lora3d_ns.adapter.finetune import FineTuned, FineTuneSettings, finetune, train_in_place
 from lora3d_ns.adapter.lessons import Lessons
 from lora3d_ns.adapter.lora import LoraSettings, adapted, trainable_parameters, with_adapter
-from lora3d_ns.errors import FineTuningError, InsufficientMemoryError, InvalidDataError, SettingsError
+from lora3d_ns.errors import AdapterError, FineTuningError, InsufficientMemoryError, InvalidDataError, SettingsError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.types import PseudoLabels, Views
@@ -232,7 +232,77 @@ def test_labels_of_other_photos_are_refused() -> None:
         train(lessons=(views.select([0, 1]), labels))
 
 
+# --- going on from an adapter ---------------------------------------------------------------------
+
+
+def test_learning_goes_on_where_it_was() -> None:
+    views, labels = random_lessons(4)
+    first = train(lessons=(views, labels))
+    second = finetune(
+        views, labels, tiny_network(), dataclasses.replace(SETTINGS, seed=5), base_name="tiny", begun_from=first
+    )
+    # Another seed would hold out other pairs, and those have been learnt.
+    assert train(lessons=(views, labels), seed=5, epochs=1).held_out != first.held_out
+    assert second.held_out == first.held_out
+    assert second.held_out_errors[0] == pytest.approx(min(first.held_out_errors), rel=1e-5)
+    assert min(second.held_out_errors) < second.held_out_errors[0]
+    assert sum(second.losses[:3]) < sum(first.losses[:3])
+    assert not same_tensors(tensors(first), tensors(second))
+
+
+def test_what_no_epoch_makes_better_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, labels = random_lessons(4)
+    first = train(lessons=(views, labels))
+    errors = iter([1.0, 1.1, 1.2, 1.3, 1.4])
+    monkeypatch.setattr(finetune_module._Run, "_held_out_error", lambda _run: next(errors))
+    second = finetune(views, labels, tiny_network(), SETTINGS, base_name="tiny", begun_from=first)
+    assert second.best_epoch == 0
+    assert len(second.losses) > 0
+    assert same_tensors(tensors(first), tensors(second))
+
+
+def test_pairs_held_out_that_have_lost_their_labels_are_not_replaced() -> None:
+    views, labels = random_lessons(4)
+    first = train(lessons=(views, labels), epochs=1)
+    assert len(first.held_out) > 1
+    for lost in (1, len(first.held_out)):
+        fewer = without_labels(labels, first.held_out[:lost])
+        second = finetune(views, fewer, tiny_network(), SETTINGS, base_name="tiny", begun_from=first)
+        assert second.held_out == first.held_out[lost:]
+    assert second.held_out_errors == ()
+
+
+def test_an_interrupted_training_is_not_taken_for_one_that_began_elsewhere(tmp_path: Path) -> None:
+    views, labels = random_lessons(4)
+    first, other = train(lessons=(views, labels)), train(lessons=(views, labels), seed=5)
+
+    def on_from(begun_from: FineTuned, checkpoint: Path | None) -> FineTuned:
+        return finetune(
+            views, labels, tiny_network(), SETTINGS, base_name="tiny", checkpoint=checkpoint, begun_from=begun_from
+        )
+
+    on_from(first, tmp_path / "training.pt")
+    assert same(on_from(other, tmp_path / "training.pt"), on_from(other, None))
+
+
+def test_an_adapter_of_another_rank_does_not_go_on() -> None:
+    views, labels = random_lessons(4)
+    first = train(lessons=(views, labels), epochs=1)
+    of_rank_2 = dataclasses.replace(SETTINGS, lora=LoraSettings(rank=2, alpha=4.0))
+    with pytest.raises(AdapterError, match=r"rank=4.*rank=2"):
+        finetune(views, labels, tiny_network(), of_rank_2, base_name="tiny", begun_from=first)
+
+
 # --- settings -------------------------------------------------------------------------------------
+
+
+def test_further_rounds_are_never_longer_or_bolder_than_the_first() -> None:
+    usual = FineTuneSettings().further()
+    assert (usual.epochs, usual.learning_rate, usual.final_learning_rate) == (5, 1e-3, 1e-5)
+    short = FineTuneSettings(epochs=2, learning_rate=1e-4, final_learning_rate=1e-4).further()
+    assert (short.epochs, short.learning_rate, short.final_learning_rate) == (2, 1e-4, 1e-4)
+    tiny = FineTuneSettings(further_learning_rate=1e-6).further()
+    assert (tiny.learning_rate, tiny.final_learning_rate) == (1e-6, 1e-6)
 
 
 def test_the_papers_recipe() -> None:
@@ -256,6 +326,9 @@ def test_the_papers_recipe() -> None:
         {"epochs": 0},
         {"pairs_per_step": 0},
         {"patience": 0},
+        {"further_epochs": 0},
+        {"further_learning_rate": 0.0},
+        {"further_learning_rate": math.nan},
         {"learning_rate": 1e-6, "final_learning_rate": 1e-5},
         {"final_learning_rate": 0.0},
         {"learning_rate": math.inf},

@@ -58,6 +58,8 @@ class Lora3dDataParserConfig(DataParserConfig):
     """Pairs of photos that the network looks at: all; neighbours in time (video); the most alike (many photos)."""
     matches: Literal["auto", "off"] = "auto"
     """Whether 2D correspondences between the photos correct the cameras."""
+    rounds: int = 1
+    """How often labels are made and learnt; a second round goes on with what the first has made better."""
     seed: int = 0
     """Of everything random in the calibration."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -182,7 +184,7 @@ def settings_of(config: Lora3dDataParserConfig) -> "ReconstructSettings":
     from lora3d_ns.pair_graph import CompleteGraph, RetrievalGraph, WindowGraph
     from lora3d_ns.reconstruct import ReconstructSettings
 
-    settings = ReconstructSettings(arm=config.arm)
+    settings = ReconstructSettings(arm=config.arm, rounds=config.rounds)
     graphs = {"complete": CompleteGraph, "window": WindowGraph, "retrieval": RetrievalGraph}
     return dataclasses.replace(
         settings,

@@ -11,20 +11,22 @@ from PIL import Image
 
 import lora3d_ns.photo_scene as photo_scene_module
 from lora3d_ns.errors import NoPhotosError, SettingsError
+from lora3d_ns.pair_graph import WindowGraph
 from lora3d_ns.plugin.dataparser import (
     Lora3dDataParser,
     Lora3dDataParserConfig,
     nerfstudio_cameras,
     scene_folder,
     scene_poses,
+    settings_of,
 )
+from lora3d_ns.reconstruct import ReconstructSettings
 
 
 def config(photos: Path, **changes: Any) -> Lora3dDataParserConfig:
     scene = photos.parent / "parsed"
-    return dataclasses.replace(
-        Lora3dDataParserConfig(), data=photos, network="rooms", arm="robust", scene=scene, device="cpu", **changes
-    )
+    ours: dict[str, Any] = {"network": "rooms", "arm": "robust", "device": "cpu", **changes}
+    return dataclasses.replace(Lora3dDataParserConfig(), data=photos, scene=scene, **ours)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,17 @@ def parser(photos: Path) -> Lora3dDataParser:
     made = Lora3dDataParser(config(photos))
     assert made.photo_scene.folder == photos.parent / "parsed"
     return made
+
+
+def test_every_setting_of_the_method_arrives(photos: Path) -> None:
+    given = dataclasses.replace(config(photos), arm="self_calibrated", graph="window", matches="off", rounds=2, seed=7)
+    settings = settings_of(given)
+    assert (settings.arm, settings.rounds, settings.finetune.seed) == ("self_calibrated", 2, 7)
+    assert settings.graph == WindowGraph()
+    assert settings.alignment.matches == "off"
+    assert settings_of(config(photos, arm="self_calibrated")) == ReconstructSettings()
+    with pytest.raises(SettingsError, match="0 rounds"):
+        settings_of(config(photos, rounds=0))
 
 
 def test_splits(parser: Lora3dDataParser) -> None:

@@ -41,9 +41,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(nerfstudio.models.splatfacto, "rasterization", on_cuda)
     monkeypatch.setattr(rasterizer, "_gsplat_on_cuda", lambda: on_cuda)
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
     calls.clear()
-    with simulated_cuda():
+    # Not by monkeypatch: what that takes back, torch's settings hide from whoever comes next.
+    with torch._dynamo.config.patch(disable=True), simulated_cuda():
         yield
 
 

@@ -164,21 +164,21 @@ def _calibrated(stages: Stages, measured: Measured | None) -> Calibration:
             finetuned=tuned,
             seconds=dict(stages.seconds),
         )
-    accepted, last, current, number = None, None, before, 1
+    accepted, current, number = None, before, 1
     while True:
         labels = stages.pseudo_labels(current)
-        tuned = stages.finetuned(labels, last)
-        decision = stages.decided(tuned, accepted, current, labels)
+        tuned = stages.finetuned(labels, accepted)
+        decision = stages.decided(tuned, None if accepted is None else accepted.adapter, current, labels)
         if decision.accepted:
-            accepted = tuned.adapter
+            accepted = tuned
         elif accepted is not None:
             stays = f"round {number} is left out, the adapter of the round before stays: {decision.reason}"
             decision = dataclasses.replace(decision, reason=stays)
         if not decision.accepted or number == settings.rounds:
             break
-        current, last, number = stages.understood(accepted), tuned, number + 1
+        current, number = stages.understood(tuned.adapter), number + 1
     return Calibration(
-        adapter=accepted,
+        adapter=None if accepted is None else accepted.adapter,
         refused=None if decision.accepted else tuned.adapter,
         gate=decision,
         before=before,

@@ -20,8 +20,8 @@ from lora3d_ns.adapter.activation_memory import free_bytes, planned_memory
 from lora3d_ns.adapter.finetune_checkpoint import FineTuneState, read_state, write_state
 from lora3d_ns.adapter.finetune_settings import FineTuneSettings
 from lora3d_ns.adapter.lessons import Edge, Lessons, split_pairs, steps_of_epoch
-from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, begin_from
-from lora3d_ns.errors import FineTuningError, InsufficientMemoryError
+from lora3d_ns.adapter.lora import Adapter, adapted, adapter_of, with_adapter
+from lora3d_ns.errors import AdapterError, FineTuningError, InsufficientMemoryError
 from lora3d_ns.network.checkpoints import network_fingerprint
 from lora3d_ns.network.dust3r import Dust3r
 from lora3d_ns.predict import autocast_of, unless_out_of_memory
@@ -95,16 +95,23 @@ def finetune(
             the pairs that it held out stay so. By default training begins with the network as it is.
 
     Raises:
-        AdapterError: `begun_from` is of other layers, rank or alpha than the settings.
+        AdapterBaseError: `begun_from` is of another network.
+        AdapterError: It is of other layers, rank or alpha than the settings.
         FineTuningError: The loss is not finite however small the steps.
         InsufficientMemoryError: Not even one pair fits into memory.
         InvalidDataError: The labels are of other photos.
     """
     settings = settings or FineTuneSettings()
     of_base = base_fingerprint or network_fingerprint(network)
-    learner = adapted(network, settings.lora, seed=settings.seed)
-    if begun_from is not None:
-        begin_from(learner, begun_from.adapter)
+    if begun_from is None:
+        learner = adapted(network, settings.lora, seed=settings.seed)
+    else:
+        if begun_from.adapter.settings != settings.lora:
+            raise AdapterError(
+                f"an adapter with {begun_from.adapter.settings} does not go on with {settings.lora}",
+                way_out="Use the rank, alpha and layers that it was made with",
+            )
+        learner = with_adapter(network, begun_from.adapter, fingerprint=of_base)
     run = _run(views, labels, learner, settings, held_out=None if begun_from is None else begun_from.held_out)
     key = "" if checkpoint is None else _key(views, labels, settings, of_base, begun_from)
     state = run.train(checkpoint, key=key)

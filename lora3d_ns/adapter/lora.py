@@ -86,27 +86,6 @@ def adapted(network: Dust3r, settings: LoraSettings, *, seed: int, name: str = "
     return copied
 
 
-def begin_from(adapted_network: Dust3r, adapter: Adapter, *, name: str = "adapter") -> None:
-    """Gives a network from `adapted` the matrices of an adapter, to learn on from there.
-
-    Args:
-        adapted_network: With fresh matrices of the same layers, rank and alpha.
-        adapter: Whose matrices.
-        name: Which of the network's adapters.
-
-    Raises:
-        AdapterError: The network has no adapter of that name, or the two are not alike.
-    """
-    settings = getattr(adapted_network, _SETTINGS, {}).get(name)
-    if settings != adapter.settings:
-        raise AdapterError(
-            f"an adapter with {adapter.settings} does not go on with {settings}",
-            way_out="Use the rank, alpha and layers that it was made with",
-        )
-    for layer_name in adapter.layers:
-        _set_matrices(adapted_network, layer_name, name, *matrices_of(adapter, layer_name))
-
-
 def adapter_of(
     adapted_network: Dust3r,
     *,

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,10 +103,8 @@ def measured_speed(config: Any, *, iterations: int, warm_up: int, limit_s: float
     clock = _Clock(trainer, iterations=iterations, warm_up=warm_up, limit_s=limit_s)
     try:
         # Splatfacto compiles a small function, and goes without that where there is no compiler for it.
-        with dynamo.config.patch(suppress_errors=True):
+        with dynamo.config.patch(suppress_errors=True), suppress(_EnoughError):
             trainer.train()
-    except _EnoughError:
-        pass
     finally:
         forget_earlier_runs()
     rate = (clock.steps - warm_up) / (clock.ended - clock.warm)

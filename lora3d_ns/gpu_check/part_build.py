@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +148,30 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
                 child.kill()
     process.kill()
     process.wait()
+
+
+def gsplat_first(settings: PartSettings, *, say_where: bool = False) -> Generator[Row, None, bool]:
+    """Rows of the build, for a part that needs gsplat; returns whether it can be used.
+
+    Whatever uses it without would begin the build from nothing.
+
+    Args:
+        settings: Of the part.
+        say_where: Whether there is a row too where gsplat was compiled already.
+    """
+    ready = True
+    for row in independent("gsplat", lambda: _built(settings, say_where=say_where)):
+        ready &= not row.failed
+        yield row
+    return ready
+
+
+def _built(settings: PartSettings, *, say_where: bool) -> Iterator[Row]:
+    build = ensure_gsplat(settings.folder)
+    if build.seconds is not None:
+        yield Row(name="compiling gsplat", value=build.seconds, unit="s", note="it was not there yet")
+    elif say_where:
+        yield Row(name="gsplat", note=f"compiled: {build.binary}")
 
 
 def _version() -> Iterator[Row]:

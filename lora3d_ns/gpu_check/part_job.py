@@ -14,7 +14,7 @@ from typing import Any
 
 from lora3d_ns.errors import DamagedFileError, SplatTrainingError
 from lora3d_ns.gpu_check.common import independent
-from lora3d_ns.gpu_check.part_build import ensure_gsplat, run_until
+from lora3d_ns.gpu_check.part_build import gsplat_first, run_until
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Goal, Row
 from lora3d_ns.network.checkpoints import BUNDLED_NETWORK
@@ -38,13 +38,8 @@ _WARM_UP_SHARE = 0.2
 
 def run(settings: PartSettings) -> Iterator[Row]:
     """Seconds of the job and of each command, quality of new views, Gaussians, steps per second, the exported file."""
-    if settings.device == "cuda":
-        ready = True
-        for row in independent("gsplat", lambda: _built(settings)):
-            ready &= not row.failed
-            yield row
-        if not ready:
-            return
+    if settings.device == "cuda" and not (yield from gsplat_first(settings)):
+        return
     folder = settings.folder
     photos = folder / "photos"
     count, size = (4, (96, 72)) if settings.tiny else (6, (512, 384))
@@ -220,9 +215,3 @@ def _exported(settings: PartSettings, config: Path, gaussians: Sequence[int]) ->
     same = found == expected
     note = "as many as were trained" if same else f"{expected} were trained"
     yield Row(name="Gaussians in the file", value=float(found), note=note, failed=not same)
-
-
-def _built(settings: PartSettings) -> Iterator[Row]:
-    build = ensure_gsplat(settings.folder)
-    if build.seconds is not None:
-        yield Row(name="compiling gsplat", value=build.seconds, unit="s", note="it was not there yet")

@@ -15,7 +15,7 @@ from torch import Tensor
 from lora3d_ns.benchmark_rasterizer import Cloud, make_cloud, run_rasterizer_benchmark
 from lora3d_ns.errors import InvalidDataError
 from lora3d_ns.gpu_check.common import independent, number
-from lora3d_ns.gpu_check.part_build import VALUES_GOAL, ensure_gsplat
+from lora3d_ns.gpu_check.part_build import VALUES_GOAL, gsplat_first
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Goal, Row
 
@@ -66,13 +66,8 @@ def run(settings: PartSettings) -> Iterator[Row]:
     gaussians, size = (_TINY_GAUSSIANS, _TINY_SIZE) if settings.tiny else (_GAUSSIANS, _SIZE)
     cloud = with_sloping_colours(make_cloud(gaussians, size, seed=settings.seed))
     on_cuda = settings.device == "cuda"
-    if on_cuda:
-        ready = False
-        for row in independent("gsplat", lambda: _built(settings)):
-            ready |= not row.failed
-            yield row
-        if not ready:
-            return
+    if on_cuda and not (yield from gsplat_first(settings, say_where=True)):
+        return
     other = _gsplats if on_cuda else _ours_in_float64
     note = "" if on_cuda else "ours in float64 instead of gsplat"
     yield from independent("comparison", lambda: compared(cloud, other, note=note))
@@ -227,14 +222,6 @@ def _gsplats(cloud: Cloud, given: dict[str, Any]) -> dict[str, Tensor]:
     from lora3d_ns.splat.rasterizer import choose_rasterizer
 
     return outcome(choose_rasterizer(torch.device("cuda")), cloud, given, "cuda", torch.float32)
-
-
-def _built(settings: PartSettings) -> Iterator[Row]:
-    build = ensure_gsplat(settings.folder)
-    if build.seconds is None:
-        yield Row(name="gsplat", note=f"compiled: {build.binary}")
-    else:
-        yield Row(name="compiling gsplat", value=build.seconds, unit="s", note="it was not there yet")
 
 
 def _speed(settings: PartSettings, cloud: Cloud, *, on_cuda: bool) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from lora3d_ns.geometry.camera import points_from_depth
 from lora3d_ns.gpu_check.common import independent
-from lora3d_ns.gpu_check.part_build import ensure_gsplat
+from lora3d_ns.gpu_check.part_build import gsplat_first
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Goal, Row
 from lora3d_ns.images import PhotoSettings, load_views
@@ -33,13 +33,8 @@ def run(settings: PartSettings) -> Iterator[Row]:
     """Steps per second of ours and of Splatfacto from all points, their ratio, 7,000 steps; then ours from seeds."""
     end = time.perf_counter() + _PART_S
     on_cuda = settings.device == "cuda"
-    if on_cuda:
-        ready = True
-        for row in independent("gsplat", lambda: _built(settings)):
-            ready &= not row.failed
-            yield row
-        if not ready:
-            return
+    if on_cuda and not (yield from gsplat_first(settings)):
+        return
     count, size, points = (3, (96, 64), 1500) if settings.tiny else (10, (640, 480), 150_000)
     iterations, warm_up = (8, 2) if settings.tiny else (7000, 500)
     photos = settings.folder / "photos"
@@ -136,9 +131,3 @@ def true_scene(folder: Path, photos: Path, *, photo_count: int, size: tuple[int,
         format_version=SCENE_FORMAT_VERSION,
     )
     return save_photo_scene(folder, scene, truth.views, cameras, (), photos=photos, show_progress=False)
-
-
-def _built(settings: PartSettings) -> Iterator[Row]:
-    build = ensure_gsplat(settings.folder)
-    if build.seconds is not None:
-        yield Row(name="compiling gsplat", value=build.seconds, unit="s", note="it was not there yet")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora3d_ns.gpu_check.common import independent
-from lora3d_ns.gpu_check.part_build import LIMIT_S, ensure_gsplat, run_until
+from lora3d_ns.gpu_check.part_build import LIMIT_S, gsplat_first, run_until
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Goal, Row
 
@@ -25,14 +25,8 @@ def run(settings: PartSettings) -> Iterator[Row]:
     if root is None:
         yield Row(name="no checkout", note="the tests are not beside the package", failed=settings.device == "cuda")
         return
-    if settings.device == "cuda":
-        failed = False
-        for row in independent("gsplat", lambda: _built(settings)):
-            failed |= row.failed
-            yield row
-        if failed:
-            # Each test would begin its build from nothing.
-            return
+    if settings.device == "cuda" and not (yield from gsplat_first(settings)):
+        return
     yield from independent("tests", lambda: run_marked_tests(root, settings.folder, required=settings.device == "cuda"))
 
 
@@ -108,9 +102,3 @@ def rows_of_report(report: Path, *, required: bool) -> Iterator[Row]:
     if reasons:
         words = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common())
         yield Row(name="skipped", value=float(reasons.total()), note=words[:_NOTE_CHARACTERS])
-
-
-def _built(settings: PartSettings) -> Iterator[Row]:
-    build = ensure_gsplat(settings.folder)
-    if build.seconds is not None:
-        yield Row(name="compiling gsplat", value=build.seconds, unit="s", note="it was not there yet")

@@ -14,7 +14,7 @@ import tyro
 from plyfile import PlyData, PlyElement
 
 from lora3d_ns.errors import DamagedFileError, RasterizerError, SplatTrainingError
-from lora3d_ns.gpu_check import part_job
+from lora3d_ns.gpu_check import part_build, part_job
 from lora3d_ns.gpu_check.part_job import (
     PSNR_GOAL,
     UNUSED_BY_EXPORT,
@@ -222,7 +222,7 @@ def test_no_training_before_gsplat_is_built(tmp_path: Path, monkeypatch: pytest.
     def refused(_folder: Path) -> None:
         raise RasterizerError("no compiler", way_out="Get one")
 
-    monkeypatch.setattr(part_job, "ensure_gsplat", refused)
+    monkeypatch.setattr(part_build, "ensure_gsplat", refused)
     rows = list(run(PartSettings(device="cuda", tiny=True, folder=tmp_path)))
     assert [(row.name, row.failed) for row in rows] == [("gsplat", True)]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora3d_ns.benchmark_rasterizer import Cloud, make_cloud
 from lora3d_ns.errors import InvalidDataError, RasterizerError
-from lora3d_ns.gpu_check import part_rasterizer
+from lora3d_ns.gpu_check import part_build, part_rasterizer
 from lora3d_ns.gpu_check.part_rasterizer import (
     GRADIENTS_GOAL,
     RADII_GOAL,
@@ -153,7 +153,7 @@ def test_a_gsplat_that_cannot_be_built_ends_the_part(tmp_path: Path, monkeypatch
     def refused(_folder: Path) -> None:
         raise RasterizerError("no compiler", way_out="Get one")
 
-    monkeypatch.setattr(part_rasterizer, "ensure_gsplat", refused)
+    monkeypatch.setattr(part_build, "ensure_gsplat", refused)
     rows = list(run(PartSettings(device="cuda", tiny=True, folder=tmp_path)))
     assert [(row.name, row.failed) for row in rows] == [("gsplat", True)]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora3d_ns.errors import RasterizerError
-from lora3d_ns.gpu_check import part_splats
+from lora3d_ns.gpu_check import part_build, part_splats
 from lora3d_ns.gpu_check.part_splats import RATIO_GOAL, comparison, run, speed_row, true_scene
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Row
@@ -87,7 +87,7 @@ def race(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return changed(steps=iterations)
 
     monkeypatch.setattr(part_splats, "measured_speed", measured)
-    monkeypatch.setattr(part_splats, "ensure_gsplat", lambda _folder: SimpleNamespace(seconds=200.0))
+    monkeypatch.setattr(part_build, "ensure_gsplat", lambda _folder: SimpleNamespace(seconds=200.0))
     return state
 
 
@@ -127,7 +127,7 @@ def test_nothing_is_trained_before_gsplat_is_built(tmp_path: Path, monkeypatch: 
     def refused(_folder: Path) -> None:
         raise RasterizerError("no compiler", way_out="Get one")
 
-    monkeypatch.setattr(part_splats, "ensure_gsplat", refused)
+    monkeypatch.setattr(part_build, "ensure_gsplat", refused)
     assert [(row.name, row.failed) for row in rows_of(tmp_path, "cuda")] == [("gsplat", True)]
 
 

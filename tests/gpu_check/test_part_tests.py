@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora3d_ns.errors import RasterizerError
-from lora3d_ns.gpu_check import part_tests
+from lora3d_ns.gpu_check import part_build, part_tests
 from lora3d_ns.gpu_check.part_tests import checkout, run, run_marked_tests
 from lora3d_ns.gpu_check.parts import PartSettings
 from lora3d_ns.gpu_check.rows import Row
@@ -109,6 +109,6 @@ def test_no_test_runs_before_gsplat_is_built(tmp_path: Path, monkeypatch: pytest
     def refused(_folder: Path) -> None:
         raise RasterizerError("no compiler", way_out="Get one")
 
-    monkeypatch.setattr(part_tests, "ensure_gsplat", refused)
+    monkeypatch.setattr(part_build, "ensure_gsplat", refused)
     rows = list(run(PartSettings(device="cuda", folder=tmp_path)))
     assert [(row.name, row.failed) for row in rows] == [("gsplat", True)]
